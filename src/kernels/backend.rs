@@ -1,0 +1,270 @@
+//! What a device must be able to do so that the engine can train on it.
+
+use std::fmt::Debug;
+
+use crate::quant::StoredMatrix;
+
+use super::{Error, Result};
+
+/// Geometry of one attention layer. A row of `qkv` is `[heads*head_dim | kv_heads*head_dim | kv_heads*head_dim]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Key `j` is visible to query `i` iff `i - window < j <= i`; `None` sees all earlier keys.
+    pub window: Option<usize>,
+}
+
+/// The adapters of one fused linear (for example q, k and v in one matrix).
+///
+/// Their `A·x` lie side by side in a row `s` of `rank` columns; `B` is block-diagonal.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraGroup {
+    /// Columns of `x`, which are the columns of every `A`.
+    pub in_features: usize,
+    /// Sum of the parts' ranks: columns of `s`.
+    pub rank: usize,
+    pub parts: Vec<LoraPart>,
+}
+
+/// One adapter: `A` is (rank, in_features), `B` is (out_len, rank), both row-major in the flat parameter buffer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoraPart {
+    pub rank: usize,
+    /// Offset of `A` in the flat buffer (same offset for its gradient).
+    pub a: usize,
+    /// Offset of `B` in the flat buffer.
+    pub b: usize,
+    /// First column of this part in `s`.
+    pub s_start: usize,
+    /// Columns `out_start .. out_start + out_len` of the fused output belong to this part.
+    pub out_start: usize,
+    pub out_len: usize,
+    /// `alpha / r`, or `alpha / sqrt(r)` for rsLoRA.
+    pub scale: f64,
+}
+
+/// The constants of one AdamW update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWStep {
+    pub lr: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+    /// 1 for the first update.
+    pub step: u64,
+    /// Every gradient is multiplied by this (the clip factor).
+    pub gradient_scale: f64,
+}
+
+/// One parameter tensor inside the flat buffer and how its optimizer state is kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StateSegment {
+    pub offset: usize,
+    pub len: usize,
+    /// 8-bit blockwise state (bitsandbytes: tensors of at least 4096 elements); else full precision.
+    pub eight_bit: bool,
+}
+
+/// A device the engine trains on. All matrices are row-major, one row per token.
+///
+/// Outputs are resized by the operation; sizes are checked before any arithmetic and a mismatch is an `Error`.
+/// `Act` holds activations in the backend's compute dtype, `Full` parameters, gradients, optimizer moments and
+/// statistics in full precision (f32 on `Cpu`, f64 on `Reference`).
+pub trait Backend: Send + Sync + Debug + 'static {
+    type Act: Send + Sync + Debug;
+    type Full: Send + Sync + Debug;
+    type Bytes: Send + Sync + Debug;
+    type Index: Send + Sync + Debug;
+    /// Where the texts of a batch begin and end, and the position of every token in its text.
+    type Segments: Send + Sync + Debug;
+    /// A frozen matrix on the device, in whatever storage the device prefers.
+    type Weight: Send + Sync + Debug;
+
+    /// A short name for logs: `cpu`, `reference`.
+    fn name(&self) -> &'static str;
+
+    // ---- buffers -------------------------------------------------------------------------------------------
+    /// An empty activation buffer; operations size it.
+    fn act(&self) -> Self::Act;
+    fn resize(&self, act: &mut Self::Act, rows: usize, cols: usize) -> Result<()>;
+    fn shape(&self, act: &Self::Act) -> (usize, usize);
+    fn write_act(&self, act: &mut Self::Act, rows: usize, cols: usize, values: &[f32]) -> Result<()>;
+    fn read_act(&self, act: &Self::Act) -> Result<Vec<f32>>;
+    fn copy(&self, from: &Self::Act, to: &mut Self::Act) -> Result<()>;
+    /// `act *= factor`
+    fn scale(&self, act: &mut Self::Act, factor: f64) -> Result<()>;
+    /// Zeros.
+    fn full(&self, len: usize) -> Result<Self::Full>;
+    fn full_len(&self, full: &Self::Full) -> usize;
+    fn write_full(&self, full: &mut Self::Full, offset: usize, values: &[f32]) -> Result<()>;
+    fn read_full(&self, full: &Self::Full, offset: usize, values: &mut [f32]) -> Result<()>;
+    fn zero_full(&self, full: &mut Self::Full) -> Result<()>;
+    fn bytes(&self, len: usize) -> Result<Self::Bytes>;
+    fn write_bytes(&self, bytes: &mut Self::Bytes, values: &[u8]) -> Result<()>;
+    fn read_bytes(&self, bytes: &Self::Bytes) -> Result<Vec<u8>>;
+    fn index(&self, values: &[u32]) -> Result<Self::Index>;
+    /// `cu_seqlens` = prefix sums from 0 to the number of tokens; every text starts at position `first_position`.
+    fn segments(&self, cu_seqlens: &[u32], first_position: usize) -> Result<Self::Segments>;
+    /// The row-wise concatenation of `parts` (all with the same number of columns) as one frozen matrix.
+    fn weight(&self, parts: Vec<StoredMatrix>) -> Result<Self::Weight>;
+    /// Bytes the weight occupies on the device.
+    fn weight_bytes(&self, weight: &Self::Weight) -> usize;
+
+    // ---- frozen matrix products ----------------------------------------------------------------------------
+    /// `y = x·Wᵀ [+ s·blockdiag(scale·B)ᵀ] [+ residual]`; x (T, K), W (N, K), y (T, N).
+    fn linear(
+        &self,
+        x: &Self::Act,
+        w: &Self::Weight,
+        lora: Option<(&LoraGroup, &Self::Full, &Self::Act)>,
+        residual: Option<&Self::Act>,
+        y: &mut Self::Act,
+    ) -> Result<()>;
+    /// `dx = dy·W [+ ds·A]`; ds already carries the scale.
+    fn linear_backward(
+        &self,
+        dy: &Self::Act,
+        w: &Self::Weight,
+        lora: Option<(&LoraGroup, &Self::Full, &Self::Act)>,
+        dx: &mut Self::Act,
+    ) -> Result<()>;
+
+    // ---- LoRA ----------------------------------------------------------------------------------------------
+    /// `s = x·Aᵀ` for every part; s (T, group.rank).
+    fn lora_down(&self, x: &Self::Act, group: &LoraGroup, params: &Self::Full, s: &mut Self::Act) -> Result<()>;
+    /// `ds = dy·blockdiag(scale·B)`; ds (T, group.rank).
+    fn lora_up_backward(
+        &self,
+        dy: &Self::Act,
+        group: &LoraGroup,
+        params: &Self::Full,
+        ds: &mut Self::Act,
+    ) -> Result<()>;
+    /// `dA += dsᵀ·x` and `dB += scale·dyᵀ·s` into the flat gradient buffer.
+    fn lora_gradients(
+        &self,
+        x: &Self::Act,
+        s: &Self::Act,
+        dy: &Self::Act,
+        ds: &Self::Act,
+        group: &LoraGroup,
+        gradients: &mut Self::Full,
+    ) -> Result<()>;
+
+    // ---- the other layers ----------------------------------------------------------------------------------
+    /// Rows `ids` of `table`.
+    fn embed(&self, table: &Self::Weight, ids: &Self::Index, x: &mut Self::Act) -> Result<()>;
+    /// `y = x·rstd·weight`, `rstd[t] = 1/sqrt(mean(x[t]²) + eps)`.
+    fn rms_norm(
+        &self,
+        x: &Self::Act,
+        weight: &Self::Full,
+        eps: f64,
+        y: &mut Self::Act,
+        rstd: &mut Self::Full,
+    ) -> Result<()>;
+    /// `dx += rms_norm's gradient` at `dy`. `dx` enters with the gradient of the residual branch.
+    fn rms_norm_backward_add(
+        &self,
+        dy: &Self::Act,
+        x: &Self::Act,
+        weight: &Self::Full,
+        rstd: &Self::Full,
+        dx: &mut Self::Act,
+    ) -> Result<()>;
+    /// Rotates the q and k columns of `qkv` in place by `sign`·position·theta^(-2j/head_dim) (half-split pairs).
+    /// `inverse_frequencies` (head_dim/2) are the model's, after any scaling rule.
+    fn rope(
+        &self,
+        qkv: &mut Self::Act,
+        segments: &Self::Segments,
+        attention: &Attention,
+        inverse_frequencies: &Self::Full,
+        sign: f64,
+    ) -> Result<()>;
+    /// Causal attention inside every text; o (T, heads*head_dim), lse (heads*T, head-major).
+    fn attention(
+        &self,
+        qkv: &Self::Act,
+        segments: &Self::Segments,
+        attention: &Attention,
+        o: &mut Self::Act,
+        lse: &mut Self::Full,
+    ) -> Result<()>;
+    #[allow(clippy::too_many_arguments)]
+    fn attention_backward(
+        &self,
+        do_: &Self::Act,
+        qkv: &Self::Act,
+        o: &Self::Act,
+        lse: &Self::Full,
+        segments: &Self::Segments,
+        attention: &Attention,
+        dqkv: &mut Self::Act,
+    ) -> Result<()>;
+    /// Attention of the new rows of `qkv` (already rotated) over `cached` earlier rows in `keys`/`values`
+    /// (cached, kv_heads*head_dim) and themselves; appends the new keys and values to the caches.
+    fn attention_cached(
+        &self,
+        qkv: &Self::Act,
+        keys: &mut Self::Act,
+        values: &mut Self::Act,
+        cached: usize,
+        attention: &Attention,
+        o: &mut Self::Act,
+    ) -> Result<()>;
+    /// `h = silu(gate)·up`; a row of `gate_up` is `[gate | up]`.
+    fn swiglu(&self, gate_up: &Self::Act, h: &mut Self::Act) -> Result<()>;
+    /// In place: `dh` becomes h, `gate_up` becomes `[dgate | dup]`.
+    fn swiglu_backward(&self, dh: &mut Self::Act, gate_up: &mut Self::Act) -> Result<()>;
+    /// `y = x[rows]`
+    fn gather_rows(&self, x: &Self::Act, rows: &Self::Index, y: &mut Self::Act) -> Result<()>;
+    /// `y[rows] = x`, other rows of y untouched; rows are distinct.
+    fn scatter_rows(&self, x: &Self::Act, rows: &Self::Index, y: &mut Self::Act) -> Result<()>;
+
+    // ---- loss ----------------------------------------------------------------------------------------------
+    /// Cross entropy of each row of `logits` against `targets`; `logits` becomes `weight·(softmax - onehot)`.
+    /// Returns the sum of the rows' losses (not multiplied by `weight`).
+    fn cross_entropy(&self, logits: &mut Self::Act, targets: &Self::Index, weight: f64) -> Result<f64>;
+    /// Log-probability of each row's target; `logits` is left as it is.
+    fn log_probs(&self, logits: &Self::Act, targets: &Self::Index) -> Result<Vec<f64>>;
+
+    // ---- optimizer -----------------------------------------------------------------------------------------
+    /// Sum of squares in full precision, in an order that does not depend on the number of threads.
+    fn sum_squares(&self, x: &Self::Full) -> Result<f64>;
+    fn scale_full(&self, x: &mut Self::Full, factor: f64) -> Result<()>;
+    /// torch's AdamW on `offset .. offset + len`: decay, moments, update.
+    #[allow(clippy::too_many_arguments)]
+    fn adamw(
+        &self,
+        params: &mut Self::Full,
+        gradients: &Self::Full,
+        m: &mut Self::Full,
+        v: &mut Self::Full,
+        segments: &[StateSegment],
+        step: &AdamWStep,
+    ) -> Result<()>;
+    /// bitsandbytes' AdamW with blockwise 8-bit moments: update, then decay; blocks of 256 from a segment's start.
+    /// `codes_*` have one byte and `absmax_*` 1/256 value per parameter; segments start at multiples of 256.
+    /// Segments that are not `eight_bit` keep their moments in `m`, `v` (which are as long as `params`, or as the
+    /// highest end of such a segment).
+    #[allow(clippy::too_many_arguments)]
+    fn adamw_8bit(
+        &self,
+        params: &mut Self::Full,
+        gradients: &Self::Full,
+        codes: (&mut Self::Bytes, &mut Self::Bytes),
+        absmax: (&mut Self::Full, &mut Self::Full),
+        full: (&mut Self::Full, &mut Self::Full),
+        segments: &[StateSegment],
+        step: &AdamWStep,
+    ) -> Result<()>;
+}
+
+/// Fails with the operation's name when two sizes differ.
+pub(crate) fn same(op: &'static str, what: &'static str, got: usize, wanted: usize) -> Result<()> {
+    if got == wanted { Ok(()) } else { Err(Error::Size { op, what, got, wanted }) }
+}

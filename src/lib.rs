@@ -1,0 +1,6 @@
+//! Fine-tune Mistral-architecture models with LoRA from Rhai recipes.
+//!
+//! Rooms depend downward only; `tests/it/layers.rs` holds the table.
+
+pub mod kernels;
+pub mod quant;
