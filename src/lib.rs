@@ -3,4 +3,5 @@
 //! Rooms depend downward only; `tests/it/layers.rs` holds the table.
 
 pub mod kernels;
+pub mod philox;
 pub mod quant;
