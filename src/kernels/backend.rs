@@ -94,6 +94,14 @@ pub trait Backend: Send + Sync + Debug + 'static {
     fn write_act(&self, act: &mut Self::Act, rows: usize, cols: usize, values: &[f32]) -> Result<()>;
     fn read_act(&self, act: &Self::Act) -> Result<Vec<f32>>;
     fn copy(&self, from: &Self::Act, to: &mut Self::Act) -> Result<()>;
+    /// `act` becomes (rows, cols) zeros.
+    fn zero_act(&self, act: &mut Self::Act, rows: usize, cols: usize) -> Result<()> {
+        self.write_act(act, rows, cols, &vec![0.0; rows * cols])
+    }
+    /// Rows of logits the head computes at a time: bounds its memory to `rows * vocabulary`.
+    fn head_rows(&self, vocabulary: usize) -> usize {
+        ((1 << 22) / vocabulary.max(1)).clamp(64, 1024)
+    }
     /// `act *= factor`
     fn scale(&self, act: &mut Self::Act, factor: f64) -> Result<()>;
     /// Zeros.
