@@ -5,3 +5,6 @@
 pub mod kernels;
 pub mod philox;
 pub mod quant;
+pub mod recipe;
+pub mod run;
+pub mod script;

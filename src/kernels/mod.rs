@@ -4,8 +4,8 @@
 
 mod backend;
 
-pub use backend::{AdamWStep, Attention, Backend, LoraGroup, LoraPart, StateSegment};
 pub(crate) use backend::same;
+pub use backend::{AdamWStep, Attention, Backend, LoraGroup, LoraPart, StateSegment};
 
 /// Why an operation refused its arguments.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,70 @@
+//! The wish to stop, shared by the signal handler, the interpreter and every native that takes long.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+/// Who asked to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// Ctrl-C.
+    Interrupt,
+    /// SIGTERM.
+    Terminate,
+    /// Nobody reads standard output any more (`| head -1`).
+    OutputClosed,
+}
+
+impl StopReason {
+    /// 128 plus the number of the signal that says the same, as shells count.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Interrupt => 130,
+            Self::OutputClosed => 141,
+            Self::Terminate => 143,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        match code {
+            130 => Some(Self::Interrupt),
+            141 => Some(Self::OutputClosed),
+            143 => Some(Self::Terminate),
+            _ => None,
+        }
+    }
+}
+
+/// A shared flag; the first reason given stays.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    flag: Arc<AtomicBool>,
+    reason: Arc<AtomicU8>,
+}
+
+impl Stop {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks everything that runs in the session to end.
+    pub fn set(&self, reason: StopReason) {
+        // The first reason wins; the flag is set last, so that whoever sees it finds a reason.
+        let _ = self.reason.compare_exchange(0, reason.exit_code(), Ordering::SeqCst, Ordering::SeqCst);
+        self.flag.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_set(&self) -> bool {
+        self.flag.load(Ordering::Relaxed)
+    }
+
+    /// Why to stop, once the flag is set; a flag set through [`Stop::flag`] counts as Ctrl-C.
+    pub fn reason(&self) -> Option<StopReason> {
+        self.is_set()
+            .then(|| StopReason::from_code(self.reason.load(Ordering::SeqCst)).unwrap_or(StopReason::Interrupt))
+    }
+
+    /// The bare flag, for rooms below that know nothing of sessions (`engine::Cancel::from_flag`).
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        self.flag.clone()
+    }
+}
