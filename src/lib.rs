@@ -9,3 +9,4 @@ pub mod quant;
 pub mod recipe;
 pub mod run;
 pub mod script;
+pub mod weights;
