@@ -1,1 +1,7 @@
-fn main() {}
+//! The `unslothify` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    unslothify::cli::main()
+}

@@ -219,10 +219,7 @@ impl Parameter {
         if !self.choices.is_empty() {
             return self.choices_text().join(" | ");
         }
-        let text = |number: f64| match self.kind {
-            Kind::Int => format!("{number}"),
-            _ => short(number),
-        };
+        let text = |number: f64| short(number).trim_end_matches(".0").to_string();
         let low = match (self.above, self.min) {
             (Some(above), min) if min.is_none_or(|min| above >= min) => Some(format!("({}", text(above))),
             (_, min) => min.map(|min| format!("[{}", text(min))),

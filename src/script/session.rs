@@ -36,7 +36,8 @@ pub struct SessionOptions {
     pub argv: Vec<String>,
     /// The folder that paths from outside are relative to.
     pub shell: PathBuf,
-    modules: Vec<Arc<Register>>,
+    /// Natives of the embedder; see [`SessionOptions::with_module`].
+    pub modules: Vec<Arc<Register>>,
 }
 
 impl Default for SessionOptions {
