@@ -9,5 +9,6 @@ pub mod philox;
 pub mod quant;
 pub mod recipe;
 pub mod run;
+pub mod schedule;
 pub mod script;
 pub mod weights;
