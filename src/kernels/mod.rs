@@ -3,9 +3,34 @@
 //! `Cpu` computes in f32 on all cores; `Reference` computes the same in f64 with plain loops and is the proof.
 
 mod backend;
+mod cpu;
+mod frozen;
+mod matrix;
+mod reference;
+mod simd;
+mod threads;
+
+mod adamw;
+mod adamw_8bit;
+mod attention;
+mod cross_entropy;
+mod embed;
+mod gather;
+mod gemm;
+mod linear;
+mod lora;
+mod rms_norm;
+mod rope;
+mod scale;
+mod sum_squares;
+mod swiglu;
+#[cfg(test)]
+mod testing;
 
 pub(crate) use backend::same;
 pub use backend::{AdamWStep, Attention, Backend, LoraGroup, LoraPart, StateSegment};
+pub use cpu::Cpu;
+pub use reference::Reference;
 
 /// Why an operation refused its arguments.
 #[derive(Debug, thiserror::Error)]

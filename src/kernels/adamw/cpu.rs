@@ -1,0 +1,49 @@
+//! `adamw` in f32: one pass over the parameters.
+
+use pulp::Arch;
+
+use crate::kernels::threads::Threads;
+use crate::kernels::{AdamWStep, StateSegment};
+
+/// Parameters handed to a thread at a time.
+const PIECE: usize = 16 * 1024;
+
+pub(crate) fn update(
+    (threads, arch): (&Threads, Arch),
+    params: &mut [f32],
+    gradients: &[f32],
+    m: &mut [f32],
+    v: &mut [f32],
+    segments: &[StateSegment],
+    step: &AdamWStep,
+) {
+    for segment in segments {
+        let range = segment.offset..segment.offset + segment.len;
+        let pieces = params[range.clone()]
+            .chunks_mut(PIECE)
+            .zip(gradients[range.clone()].chunks(PIECE))
+            .zip(m[range.clone()].chunks_mut(PIECE))
+            .zip(v[range].chunks_mut(PIECE));
+        threads.each(pieces.collect(), |(((params, gradients), m), v)| {
+            arch.dispatch(|| piece(params, gradients, m, v, step));
+        });
+    }
+}
+
+#[inline(always)]
+fn piece(params: &mut [f32], gradients: &[f32], m: &mut [f32], v: &mut [f32], step: &AdamWStep) {
+    let correction1 = 1.0 - step.beta1.powf(step.step as f64);
+    let correction2 = (1.0 - step.beta2.powf(step.step as f64)).sqrt();
+    let (beta1, beta2) = (step.beta1 as f32, step.beta2 as f32);
+    let (fresh1, fresh2) = ((1.0 - step.beta1) as f32, (1.0 - step.beta2) as f32);
+    let keep = (1.0 - step.lr * step.weight_decay) as f32;
+    let step_size = (step.lr / correction1) as f32;
+    let (root_factor, eps) = ((1.0 / correction2) as f32, step.eps as f32);
+    let scale = step.gradient_scale as f32;
+    for (((p, g), m), v) in params.iter_mut().zip(gradients).zip(m).zip(v) {
+        let g = g * scale;
+        *m = beta1 * *m + fresh1 * g;
+        *v = beta2 * *v + fresh2 * g * g;
+        *p = *p * keep - step_size * *m / (v.sqrt() * root_factor + eps);
+    }
+}

@@ -1,0 +1,55 @@
+//! bitsandbytes' AdamW with blockwise 8-bit moments: update first, then decay.
+//!
+//! Blocks of 256 parameters from a segment's start. A moment is `map[code]·absmax` of its block, by the dynamic map
+//! (signed for m, unsigned for v). Per block, with `g = c·grad`:
+//! `m = β1·m + (1−β1)·g`, `v = β2·v + (1−β2)·g²`, both in full precision; new `absmax = max|·|` over the block;
+//! `p −= lr·√(1−β2ᵗ)/(1−β1ᵗ) · m / (√v + eps·√(1−β2ᵗ))`, then `p *= 1 − lr·wd`; then the nearest codes of `m/absmax`
+//! and `v/absmax`, and where the decoded m has the other sign the code moves by one towards m's sign.
+//! An element whose gradient is not finite keeps its parameter, and its moments become zero. A block whose moments are
+//! all zero gets the codes of zero. Segments that are not `eight_bit` keep `m` and `v` themselves, by the same rule.
+//! Source: bitsandbytes 95f9af30, csrc/kernels.cu lines 914-1147. Its CPU path decays before the update; we follow CUDA.
+
+pub(super) mod cpu;
+pub(super) mod reference;
+#[cfg(test)]
+mod tests;
+
+use super::adamw::check_end;
+use super::{AdamWStep, Result, StateSegment, same};
+
+/// Parameters that share one `absmax`.
+pub(super) const BLOCK: usize = 256;
+
+/// The state of the optimizer, borrowed for one step.
+pub(super) struct State<'a, F> {
+    pub codes_m: &'a mut [u8],
+    pub codes_v: &'a mut [u8],
+    pub absmax_m: &'a mut [F],
+    pub absmax_v: &'a mut [F],
+    pub m: &'a mut [F],
+    pub v: &'a mut [F],
+}
+
+/// Checks the lengths, and that 8-bit segments start at a block.
+pub(super) fn check<F>(params: &[F], gradients: &[F], state: &State<'_, F>, segments: &[StateSegment]) -> Result<()> {
+    let op = "adamw_8bit";
+    same(op, "the length of gradients", gradients.len(), params.len())?;
+    for segment in segments {
+        check_end(op, segment, params.len())?;
+        if segment.eight_bit {
+            same(op, "the offset of a segment modulo 256", segment.offset % BLOCK, 0)?;
+            check_end(op, segment, state.codes_m.len().min(state.codes_v.len()))?;
+            check_end(op, segment, state.absmax_m.len().min(state.absmax_v.len()).saturating_mul(BLOCK))?;
+        } else {
+            check_end(op, segment, state.m.len().min(state.v.len()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The two factors of the update: `lr·√(1−β2ᵗ)/(1−β1ᵗ)` and `eps·√(1−β2ᵗ)`.
+pub(super) fn step_size_and_eps(step: &AdamWStep) -> (f64, f64) {
+    let correction1 = 1.0 - step.beta1.powf(step.step as f64);
+    let correction2 = (1.0 - step.beta2.powf(step.step as f64)).sqrt();
+    (step.lr * correction2 / correction1, step.eps * correction2)
+}

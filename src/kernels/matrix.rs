@@ -1,0 +1,97 @@
+//! The buffers both backends compute on.
+
+use std::ops::Range;
+
+use super::{Error, Result};
+
+/// A row-major matrix, one row per token; `values.len() == rows * cols`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Matrix<F> {
+    pub rows: usize,
+    pub cols: usize,
+    pub values: Vec<F>,
+}
+
+impl<F: Copy + Default> Matrix<F> {
+    pub(crate) fn new() -> Self {
+        Self { rows: 0, cols: 0, values: Vec::new() }
+    }
+
+    /// Gives the matrix a shape and keeps its memory; the values are whatever they were, new ones are zero.
+    pub(crate) fn resize(&mut self, rows: usize, cols: usize) -> Result<()> {
+        let len = rows.checked_mul(cols).unwrap_or(usize::MAX);
+        reserve("resize", &mut self.values, len)?;
+        self.values.resize(len, F::default());
+        (self.rows, self.cols) = (rows, cols);
+        Ok(())
+    }
+
+    pub(crate) fn row(&self, row: usize) -> &[F] {
+        &self.values[row * self.cols..(row + 1) * self.cols]
+    }
+
+    pub(crate) fn row_mut(&mut self, row: usize) -> &mut [F] {
+        &mut self.values[row * self.cols..(row + 1) * self.cols]
+    }
+}
+
+/// A vector of zeros, or the error that says how much memory was asked for.
+pub(crate) fn zeros<F: Copy + Default>(op: &'static str, len: usize) -> Result<Vec<F>> {
+    let mut values = Vec::new();
+    reserve(op, &mut values, len)?;
+    values.resize(len, F::default());
+    Ok(values)
+}
+
+fn reserve<F>(op: &'static str, values: &mut Vec<F>, len: usize) -> Result<()> {
+    let bytes = len.saturating_mul(size_of::<F>());
+    values.try_reserve(len.saturating_sub(values.len())).map_err(|_| Error::Memory { op, bytes })
+}
+
+/// Where the texts of a batch lie in its rows, and at which position each of them starts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Texts {
+    starts: Vec<usize>,
+    first_position: usize,
+}
+
+impl Texts {
+    /// From prefix sums `0, …, tokens`.
+    pub(crate) fn new(cu_seqlens: &[u32], first_position: usize) -> Result<Self> {
+        let starts: Vec<usize> = cu_seqlens.iter().map(|&start| start as usize).collect();
+        if starts.first() != Some(&0) {
+            let got = starts.first().copied().unwrap_or(usize::MAX);
+            return Err(Error::Size { op: "segments", what: "the first prefix sum", got, wanted: 0 });
+        }
+        for pair in starts.windows(2) {
+            if pair[1] < pair[0] {
+                let what = "a prefix sum, which must not be less than the one before,";
+                return Err(Error::Size { op: "segments", what, got: pair[1], wanted: pair[0] });
+            }
+        }
+        Ok(Self { starts, first_position })
+    }
+
+    pub(crate) fn tokens(&self) -> usize {
+        self.starts.last().copied().unwrap_or(0)
+    }
+
+    /// The rows of each text.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = Range<usize>> + Clone + '_ {
+        self.starts.windows(2).map(|pair| pair[0]..pair[1])
+    }
+
+    /// The position of every row in its text.
+    pub(crate) fn positions(&self) -> impl Iterator<Item = usize> + '_ {
+        self.rows().flat_map(move |rows| (0..rows.len()).map(move |row| self.first_position + row))
+    }
+
+    /// One more than the highest position.
+    pub(crate) fn position_end(&self) -> usize {
+        self.first_position + self.rows().map(|rows| rows.len()).max().unwrap_or(0)
+    }
+
+    pub(crate) fn first_position(&self) -> usize {
+        self.first_position
+    }
+}

@@ -1,0 +1,120 @@
+//! What the operations' tests share: seeded values, both backends, comparisons.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::{Backend, Cpu, Reference};
+use crate::quant::{StoredMatrix, StoredValues};
+
+/// Seeded values (splitmix64).
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A value in -1..1.
+    pub(crate) fn value(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+    }
+
+    pub(crate) fn values(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.value()).collect()
+    }
+
+    pub(crate) fn index(&mut self, end: usize) -> u32 {
+        (self.next() % end as u64) as u32
+    }
+}
+
+pub(crate) fn act<B: Backend>(backend: &B, rows: usize, cols: usize, values: &[f32]) -> B::Act {
+    let mut act = backend.act();
+    backend.write_act(&mut act, rows, cols, values).unwrap();
+    act
+}
+
+pub(crate) fn full<B: Backend>(backend: &B, values: &[f32]) -> B::Full {
+    let mut full = backend.full(values.len()).unwrap();
+    backend.write_full(&mut full, 0, values).unwrap();
+    full
+}
+
+pub(crate) fn read_full<B: Backend>(backend: &B, full: &B::Full) -> Vec<f32> {
+    let mut values = vec![0.0; backend.full_len(full)];
+    backend.read_full(full, 0, &mut values).unwrap();
+    values
+}
+
+pub(crate) fn stored(rows: usize, cols: usize, values: &[f32]) -> StoredMatrix {
+    StoredMatrix { rows, cols, values: StoredValues::F32(values.to_vec()) }
+}
+
+/// An operation to be run on any backend; returns everything it wrote.
+pub(crate) trait Case {
+    fn run<B: Backend>(&self, backend: &B) -> Vec<Vec<f32>>;
+}
+
+/// Runs a case on the reference and on CPUs of 1, 2, 3 and 7 threads: those must agree to the bit among themselves.
+pub(crate) fn check(case: &impl Case, tolerance: f64) {
+    let wanted = case.run(&Reference::new());
+    let got = case.run(&Cpu::new(Some(1)));
+    for (got, wanted) in got.iter().zip(&wanted) {
+        assert_close(got, wanted, tolerance);
+    }
+    for threads in [2, 3, 7] {
+        let again = case.run(&Cpu::new(Some(threads)));
+        for (got, again) in got.iter().zip(&again) {
+            assert_same_bits(got, again);
+        }
+    }
+}
+
+/// The greatest difference relative to the greatest wanted magnitude.
+pub(crate) fn difference(got: &[f32], wanted: &[f32]) -> f64 {
+    assert_eq!(got.len(), wanted.len());
+    let scale = wanted.iter().fold(0.0_f64, |highest, v| highest.max(f64::from(v.abs()))).max(1e-30);
+    let differences = got.iter().zip(wanted).map(|(got, wanted)| f64::from(*got) - f64::from(*wanted));
+    differences.fold(0.0, |highest: f64, d| if d.abs() <= highest { highest } else { d.abs() }) / scale
+}
+
+pub(crate) fn assert_close(got: &[f32], wanted: &[f32], tolerance: f64) {
+    let difference = difference(got, wanted);
+    assert!(difference <= tolerance, "differs by {difference:e}, allowed {tolerance:e}");
+}
+
+pub(crate) fn assert_same_bits(got: &[f32], wanted: &[f32]) {
+    assert_eq!(got.len(), wanted.len());
+    for (i, (got, wanted)) in got.iter().zip(wanted).enumerate() {
+        assert_eq!(got.to_bits(), wanted.to_bits(), "value {i}: {got} against {wanted}");
+    }
+}
+
+/// Compares `gradient` with central differences of `loss` at `at`, relative to the greatest of the gradient.
+pub(crate) fn check_gradient(at: &[f64], gradient: &[f64], loss: impl Fn(&[f64]) -> f64) {
+    assert_eq!(at.len(), gradient.len());
+    let scale = gradient.iter().fold(0.0_f64, |highest, g| highest.max(g.abs()));
+    assert!(scale > 0.0, "the gradient is zero");
+    let step = 1e-5;
+    let mut moved = at.to_vec();
+    for i in 0..at.len() {
+        moved[i] = at[i] + step;
+        let above = loss(&moved);
+        moved[i] = at[i] - step;
+        let below = loss(&moved);
+        moved[i] = at[i];
+        let wanted = (above - below) / (2.0 * step);
+        let difference = (gradient[i] - wanted).abs() / scale;
+        assert!(difference < 1e-6, "value {i}: gradient {} against difference quotient {wanted}", gradient[i]);
+    }
+}
+
+pub(crate) fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| f64::from(v)).collect()
+}
