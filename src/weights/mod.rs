@@ -2,6 +2,7 @@
 //!
 //! Whatever a file holds, the answer is a value or an error that names the file and the part that is wrong.
 
+pub mod adapter;
 mod bnb;
 mod checkpoint;
 mod config;

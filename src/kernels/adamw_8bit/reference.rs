@@ -22,8 +22,10 @@ pub(crate) fn update(
             let block = start..range.end.min(start + BLOCK);
             let (absmax_m, absmax_v) = (&mut state.absmax_m[start / BLOCK], &mut state.absmax_v[start / BLOCK]);
             let (codes_m, codes_v) = (&mut state.codes_m[block.clone()], &mut state.codes_v[block.clone()]);
-            let mut m: Vec<f64> = codes_m.iter().map(|&c| f64::from(signed_map()[usize::from(c)]) * *absmax_m).collect();
-            let mut v: Vec<f64> = codes_v.iter().map(|&c| f64::from(unsigned_map()[usize::from(c)]) * *absmax_v).collect();
+            let mut m: Vec<f64> =
+                codes_m.iter().map(|&c| f64::from(signed_map()[usize::from(c)]) * *absmax_m).collect();
+            let mut v: Vec<f64> =
+                codes_v.iter().map(|&c| f64::from(unsigned_map()[usize::from(c)]) * *absmax_v).collect();
             moments_and_update(&mut params[block.clone()], &gradients[block], &mut m, &mut v, step);
             *absmax_m = m.iter().fold(0.0, |highest, m| highest.max(m.abs()));
             *absmax_v = v.iter().fold(0.0, |highest, v| highest.max(*v));

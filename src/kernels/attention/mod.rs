@@ -9,9 +9,9 @@
 
 pub(super) mod cpu;
 pub(super) mod reference;
-mod tiles;
 #[cfg(test)]
 mod tests;
+mod tiles;
 
 use std::ops::Range;
 

@@ -18,19 +18,14 @@ fn attend<'a>(q: &[f64], keys_and_values: impl Iterator<Item = (&'a [f64], &'a [
     lse
 }
 
-pub(crate) fn forward(
-    qkv: &Matrix<f64>,
-    texts: &Texts,
-    attention: &Attention,
-    o: &mut Matrix<f64>,
-    lse: &mut [f64],
-) {
+pub(crate) fn forward(qkv: &Matrix<f64>, texts: &Texts, attention: &Attention, o: &mut Matrix<f64>, lse: &mut [f64]) {
     let dim = attention.head_dim;
     o.values.fill(0.0);
     for text in texts.rows() {
         for i in 0..text.len() {
             for head in 0..attention.heads {
-                let (k, v) = (attention.k_column(head / attention.group()), attention.v_column(head / attention.group()));
+                let (k, v) =
+                    (attention.k_column(head / attention.group()), attention.v_column(head / attention.group()));
                 let q = attention.q_column(head);
                 let keys_and_values = attention.visible(i).map(|j| {
                     let row = qkv.row(text.start + j);

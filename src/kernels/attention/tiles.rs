@@ -77,7 +77,15 @@ fn columns(attention: &Attention, query: usize, keys: Block) -> Range<usize> {
 }
 
 /// `tile = a·packed` for the columns the rows see, rounded up to whole vectors (the panel is padded with zeros).
-fn scores(arch: Arch, a: &[f32], a_row: usize, depth: usize, panel: &[f32], (queries, keys): (Block, Block), tile: &mut [f32]) {
+fn scores(
+    arch: Arch,
+    a: &[f32],
+    a_row: usize,
+    depth: usize,
+    panel: &[f32],
+    (queries, keys): (Block, Block),
+    tile: &mut [f32],
+) {
     for (rows, seen) in runs(queries, keys) {
         let operands = Product {
             rows: rows.len(),

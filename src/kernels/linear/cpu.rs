@@ -70,12 +70,27 @@ impl Added<'_> {
     }
 
     /// Adds the adapters' part of the columns `column .. column + cols` to the rows of `c` from `row` on.
-    fn add_adapters(&self, arch: Arch, (row, rows): (usize, usize), (column, cols): (usize, usize), c: &mut [f32], c_row: usize) {
+    fn add_adapters(
+        &self,
+        arch: Arch,
+        (row, rows): (usize, usize),
+        (column, cols): (usize, usize),
+        c: &mut [f32],
+        c_row: usize,
+    ) {
         let Some((group, params, s)) = self.adapters else { return };
         for part in &group.parts {
             let a = &s.values[row * s.cols + part.s_start..];
             let common = Product {
-                rows, cols, depth: part.rank, a, a_row: s.cols, a_col: 1, b: &[], b_row: PANEL, start: Start::Output,
+                rows,
+                cols,
+                depth: part.rank,
+                a,
+                a_row: s.cols,
+                a_col: 1,
+                b: &[],
+                b_row: PANEL,
+                start: Start::Output,
             };
             if !self.is_forward {
                 let b = &params[part.a + column..part.a + part.rank * group.in_features];
@@ -236,7 +251,8 @@ fn backward_stored(device: Device<'_>, dy: &Matrix<f32>, w: &Frozen, added: &Add
                     with_scratch(depth * PANEL, |packed| {
                         pack_columns(block, stride, column, PANEL, packed);
                         let b = &*packed;
-                        let operands = Product { rows, cols, depth, a, a_row: dy.cols, a_col: 1, b, b_row: PANEL, start };
+                        let operands =
+                            Product { rows, cols, depth, a, a_row: dy.cols, a_col: 1, b, b_row: PANEL, start };
                         product(arch, operands, &mut dx[column..], width);
                     });
                     if first + depth == w.rows {

@@ -23,7 +23,13 @@ impl Pass {
         let parts = vec![
             LoraPart { rank: r, a: 0, b: b_first, s_start: 0, out_start: 0, out_len: first, scale },
             LoraPart {
-                rank: r, a: a_last, b: a_last + r * k, s_start: r, out_start: first + middle, out_len: last, scale: 2.0 * scale,
+                rank: r,
+                a: a_last,
+                b: a_last + r * k,
+                s_start: r,
+                out_start: first + middle,
+                out_len: last,
+                scale: 2.0 * scale,
             },
         ];
         LoraGroup { in_features: k, rank: 2 * r, parts }

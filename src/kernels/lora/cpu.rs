@@ -100,7 +100,8 @@ pub(crate) fn gradients(
             }
         }
         let mut tasks = Vec::new();
-        let mut places: Vec<_> = group.parts.iter().flat_map(|part| [(part.a, part, true), (part.b, part, false)]).collect();
+        let mut places: Vec<_> =
+            group.parts.iter().flat_map(|part| [(part.a, part, true), (part.b, part, false)]).collect();
         places.sort_by_key(|place| place.0);
         let (mut rest, mut passed) = (gradients, 0);
         for (offset, part, is_a) in places {

@@ -44,7 +44,8 @@ pub(super) fn check_rows<F>(
     rows: usize,
     group: &LoraGroup,
 ) -> Result<()> {
-    let (row_what, column_what) = if name == "s" { ("rows of s", "columns of s") } else { ("rows of ds", "columns of ds") };
+    let (row_what, column_what) =
+        if name == "s" { ("rows of s", "columns of s") } else { ("rows of ds", "columns of ds") };
     same(op, row_what, s.rows, rows)?;
     same(op, column_what, s.cols, group.rank)
 }

@@ -17,7 +17,8 @@ pub(crate) fn forward(
     let width = x.cols.max(1);
     for_rows_with(threads, x.rows, width, &mut y.values, rstd, |first, y, rstd| {
         arch.dispatch(|| {
-            for ((y, rstd), x) in y.chunks_exact_mut(width).zip(rstd).zip(x.values[first * width..].chunks_exact(width)) {
+            for ((y, rstd), x) in y.chunks_exact_mut(width).zip(rstd).zip(x.values[first * width..].chunks_exact(width))
+            {
                 let mean = sum(x, |x| x * x) / width as f32;
                 *rstd = 1.0 / (mean + eps as f32).sqrt();
                 for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {

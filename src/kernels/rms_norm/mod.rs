@@ -26,13 +26,7 @@ pub(super) fn prepare<F: Copy + Default>(
 }
 
 /// Checks the sizes of the backward pass.
-pub(super) fn check_backward<F>(
-    dy: &Matrix<F>,
-    x: &Matrix<F>,
-    weight: &[F],
-    rstd: &[F],
-    dx: &Matrix<F>,
-) -> Result<()> {
+pub(super) fn check_backward<F>(dy: &Matrix<F>, x: &Matrix<F>, weight: &[F], rstd: &[F], dx: &Matrix<F>) -> Result<()> {
     let op = "rms_norm_backward_add";
     same(op, "the length of weight", weight.len(), x.cols)?;
     same(op, "the length of rstd", rstd.len(), x.rows)?;

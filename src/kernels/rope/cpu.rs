@@ -23,7 +23,8 @@ struct Rotations {
 
 impl Rotations {
     fn covers(&self, inverse_frequencies: &[f32], positions: usize) -> bool {
-        self.inverse_frequencies == inverse_frequencies && self.values.len() >= positions * 2 * inverse_frequencies.len()
+        self.inverse_frequencies == inverse_frequencies
+            && self.values.len() >= positions * 2 * inverse_frequencies.len()
     }
 
     fn extend(&mut self, inverse_frequencies: &[f32], positions: usize) {

@@ -15,12 +15,7 @@ use super::matrix::{Matrix, Texts};
 use super::{Attention, Result, same};
 
 /// Checks the shape of `qkv` and the number of frequencies.
-pub(super) fn check<F>(
-    qkv: &Matrix<F>,
-    texts: &Texts,
-    attention: &Attention,
-    inverse_frequencies: &[F],
-) -> Result<()> {
+pub(super) fn check<F>(qkv: &Matrix<F>, texts: &Texts, attention: &Attention, inverse_frequencies: &[F]) -> Result<()> {
     super::attention::check_qkv("rope", qkv, attention)?;
     same("rope", "rows of qkv", qkv.rows, texts.tokens())?;
     same("rope", "head_dim modulo 2", attention.head_dim % 2, 0)?;
