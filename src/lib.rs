@@ -11,4 +11,5 @@ pub mod recipe;
 pub mod run;
 pub mod schedule;
 pub mod script;
+pub mod tokenizer;
 pub mod weights;
