@@ -18,7 +18,7 @@ pub(crate) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a s
             score = score.max(0.6) + 0.1;
         }
         // Short names have few letters to get right; one wrong letter of three is still a slip.
-        let enough = if wanted.chars().count() <= 3 { 0.5 } else { 0.55 };
+        let enough = if wanted.chars().count() <= 4 { 0.5 } else { 0.62 };
         if score >= enough && best.is_none_or(|(top, _)| score > top) {
             best = Some((score, candidate));
         }
@@ -29,6 +29,10 @@ pub(crate) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a s
 /// A Rust or Rhai type name in the words of the language: `int`, `string`, `map`, `Model`.
 pub(crate) fn type_name(name: &str) -> String {
     let name = name.trim().trim_start_matches("&mut ").trim_start_matches('&').trim();
+    // Rhai tells texts as `&str | ImmutableString | String`.
+    if name.contains("| ImmutableString") {
+        return "string".to_string();
+    }
     let plain = match name {
         "i64" | "INT" | "u8" | "u16" | "u32" | "u64" | "usize" | "i8" | "i16" | "i32" | "isize" | "i128" | "u128" => {
             "int"

@@ -127,6 +127,7 @@ fn unknown_std(path: &str, name: &str) -> Failure {
     let list = all.iter().map(|name| format!("std/{name}")).collect::<Vec<_>>().join(", ");
     match names::nearest(name, all.iter().map(String::as_str)) {
         Some(near) => failure.hint(format!("did you mean `std/{near}`? there are: {list}")),
+        None if all.is_empty() => failure,
         None => failure.hint(format!("there are: {list}")),
     }
 }

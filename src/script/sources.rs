@@ -81,6 +81,20 @@ impl Sources {
         words.windows(2).filter(|pair| pair[0] == "as").map(|pair| pair[1].to_string()).collect()
     }
 
+    /// The call `.function(…)`, if `name` has exactly one.
+    pub fn only_call(&self, name: &str, function: &str) -> Option<Place> {
+        let text = self.text(name)?;
+        let tokens = text::lexemes(&text);
+        let is_dot = |lexeme| matches!(lexeme, text::Lexeme::Symbol('.'));
+        let mut calls = tokens.windows(2).filter(|pair| is_dot(pair[0].0) && text[pair[1].1.clone()] == *function);
+        let span = calls.next()?[1].1.clone();
+        if calls.next().is_some() {
+            return None;
+        }
+        let (line, column) = text::line_column(&text, span.start);
+        Some(Place { source: name.to_string(), line, column, text: text.clone(), span })
+    }
+
     /// The word at `position`, or the option `key` of the call there.
     pub fn place(&self, name: &str, position: Position, key: Option<&str>) -> Option<Place> {
         let text = self.text(name)?;

@@ -51,6 +51,12 @@ impl Translator<'_> {
                     .map(|info| names::type_name(info.split_once(": ").map_or(info.as_str(), |(_, kind)| kind)))
                     .collect(),
             };
+            // Natives registered without their metadata tell only how many parameters they have.
+            let fill = |mut list: Vec<String>| {
+                list.resize(metadata.num_params, "any".to_string());
+                list
+            };
+            let (told, types) = (fill(told), fill(types));
             let namespace = info.namespace.to_string();
             Some(Known { namespace, name: metadata.name.to_string(), types, parameters: told })
         };
@@ -89,8 +95,7 @@ impl Translator<'_> {
             .collect();
         let habit = habits::call(name, &types, method);
         let failure = match (method, types.split_first()) {
-            (true, Some((object, rest))) if same.is_empty() => {
-                let _ = rest;
+            (true, Some((object, _))) if same.is_empty() => {
                 Failure::new(Kind::Recipe, format!("{} has no method `{name}`", names::with_article(object)))
             }
             (true, Some((object, rest))) => {
@@ -115,21 +120,17 @@ impl Translator<'_> {
         };
         let candidates: BTreeSet<&str> =
             known.iter().filter(|f| f.is_callable()).filter(near).map(|f| f.name.as_str()).collect();
+        // `adamw(…)` for `optim::adamw(…)`.
+        let elsewhere = known.iter().find(|f| f.name == name && !f.namespace.is_empty());
+        if let (Some(other), false, true) = (elsewhere, method, namespace.is_empty()) {
+            return failure.hint(format!("did you mean `{}::{name}`?", other.namespace));
+        }
         match names::nearest(name, candidates.iter().copied()) {
             Some(near) => failure.hint(format!("did you mean `{near}`?")),
-            None if method || !namespace.is_empty() => {
-                let all: Vec<&str> = candidates.into_iter().take(40).collect();
-                if all.is_empty() { failure } else { failure.hint(format!("it has: {}", all.join(", "))) }
+            None if (method || !namespace.is_empty()) && !candidates.is_empty() => {
+                failure.hint(format!("it has: {}", candidates.into_iter().take(40).collect::<Vec<_>>().join(", ")))
             }
-            None => {
-                // `adamw(…)` for `optim::adamw(…)`.
-                let elsewhere = known.iter().find(|f| f.name == name && !f.namespace.is_empty());
-                match elsewhere {
-                    Some(other) => failure.hint(format!("did you mean `{}::{name}`?", other.namespace)),
-                    None if known.iter().any(|f| f.types.len() == 1 && f.name == name) => failure,
-                    None => failure,
-                }
-            }
+            None => failure,
         }
     }
 
@@ -197,6 +198,9 @@ impl Translator<'_> {
         }
         match names::nearest(name, declared.inside.iter().map(String::as_str)) {
             Some(near) => failure.hint(format!("did you mean `{near}`?")),
+            None if declared.inside.iter().any(|inside| inside == name) => {
+                failure.hint(format!("`let {name}` stands inside a block that has ended"))
+            }
             None if declared.later.iter().any(|later| later == name) => {
                 failure.hint(format!("`let {name}` stands further down, or inside a block that has ended"))
             }

@@ -173,7 +173,13 @@ impl Translator<'_> {
             }
             EvalAltResult::ErrorFor(_) => told("`for` cannot go through this value".to_string())
                 .hint("it goes through ranges (`0..n`), arrays, strings and the handles that say so"),
-            EvalAltResult::ErrorDataRace(what, _) => data_race(&what, &self.word(at)),
+            EvalAltResult::ErrorDataRace(what, _) => {
+                let mut failure = data_race(&what);
+                // Rhai gives no position; the call can be told from its name if it stands there once.
+                let function = what.split('\'').nth(1).unwrap_or("");
+                failure.place = self.sources.only_call(at.source, function);
+                failure
+            }
             EvalAltResult::ErrorNonPureMethodCallOnConstant(name, _) => {
                 told(format!("`{}` would change a constant", name.rsplit('$').next().unwrap_or(&name)))
                     .hint("declare it with `let` instead of `const`")
@@ -225,14 +231,15 @@ fn out_of_bounds(what: &str, length: usize, index: i64, element: &str) -> String
     }
 }
 
-fn data_race(what: &str, word: &str) -> Failure {
-    let name = what.split('\'').nth(1).unwrap_or(word);
-    let (subject, hint) = match what.is_empty() || !what.contains("function") {
-        true => (what.to_string(), String::new()),
-        false => (word.to_string(), format!(" to `{name}`")),
+fn data_race(what: &str) -> Failure {
+    // Rhai's text: "argument #1 of function 'apart'", or the name of a variable.
+    let message = match what.split('\'').nth(1) {
+        Some(function) if what.contains("function") => {
+            format!("a closure uses the value that `{function}` is at work on")
+        }
+        _ => "a value is used while a call on it is still at work".to_string(),
     };
-    let subject = if subject.is_empty() { "a value".to_string() } else { format!("`{}`", subject.trim_matches('\'')) };
-    Failure::new(Kind::Recipe, format!("{subject} is used while a call on it is still running{hint}"))
+    Failure::new(Kind::Recipe, message)
         .hint("a closure must not name the value whose method runs it: take it as an argument, `model.f(|m| m.g())`")
 }
 

@@ -10,7 +10,15 @@ impl Translator<'_> {
     pub(super) fn syntax(&self, error: &ParseErrorType, at: &At<'_>) -> Failure {
         let told = |message: String| Failure::new(Kind::Recipe, message);
         let failure = match error {
-            ParseErrorType::VariableUndefined(name) => return self.unknown_variable(name, at),
+            ParseErrorType::VariableUndefined(name) => {
+                let failure = self.unknown_variable(name, at);
+                let habit =
+                    if failure.hints.is_empty() { self.variable_habit(at).or_else(|| self.habit(at)) } else { None };
+                return match habit {
+                    Some(hint) => failure.hint(hint),
+                    None => failure,
+                };
+            }
             ParseErrorType::ModuleUndefined(name) => return self.unknown_module(name, at),
             ParseErrorType::UnexpectedEOF => {
                 told("the script ends in the middle of something".to_string()).hint("is a `}`, `)` or `\"` missing?")
@@ -21,6 +29,9 @@ impl Translator<'_> {
             ParseErrorType::BadInput(LexError::UnterminatedString) => {
                 return self.open_string(at);
             }
+            ParseErrorType::BadInput(LexError::ImproperSymbol(word, _)) if word == "eval" => {
+                told("`eval` is not part of the language".to_string())
+            }
             ParseErrorType::BadInput(LexError::ImproperSymbol(symbol, text)) if text.is_empty() => {
                 told(format!("`{symbol}` is no symbol of the language"))
             }
@@ -29,6 +40,10 @@ impl Translator<'_> {
                 if symbol.starts_with('#') { failure.hint("comments start with `//`") } else { failure }
             }
             ParseErrorType::BadInput(lexical) => told(lowercase(&lexical.to_string()).replace('\'', "`")),
+            ParseErrorType::Reserved(symbol) if !symbol.starts_with(char::is_alphabetic) => {
+                told(format!("`{symbol}` means nothing here"))
+            }
+            ParseErrorType::PropertyExpected => told("the name of a property or a method is expected".to_string()),
             ParseErrorType::Reserved(word) => told(format!("`{word}` is a reserved word")),
             ParseErrorType::ForbiddenVariable(name) => told(format!("`{name}` cannot be the name of a variable")),
             ParseErrorType::AssignmentToConstant(name) if !name.is_empty() => {
@@ -47,16 +62,33 @@ impl Translator<'_> {
             ParseErrorType::MissingToken(token, why) => {
                 told(format!("expected `{token}` {}", why.replace('\'', "`")).trim_end().to_string())
             }
-            ParseErrorType::MismatchedType(wanted, given) => told(format!(
-                "{} is wanted here, got {}",
-                super::names::with_article(&super::names::type_name(wanted)),
-                super::names::with_article(&super::names::type_name(given))
-            )),
+            ParseErrorType::MismatchedType(wanted, given) if wanted.contains("iterable") => {
+                told(format!("`for` cannot go through {given}")).hint("go through a range: `for i in 0..3 { … }`")
+            }
+            ParseErrorType::MismatchedType(wanted, given) => told(format!("{wanted} is wanted here, got {given}")),
             other => told(lowercase(&other.to_string()).replace('\'', "`")),
         };
         match self.habit(at) {
             Some(hint) => Failure { hints: vec![hint], ..failure },
             None => failure,
+        }
+    }
+
+    /// What an unknown name at this place looks like in other languages: `f(lr=1)`, `f"…"`.
+    fn variable_habit(&self, at: &At<'_>) -> Option<String> {
+        let place = self.sources.place(at.source, at.position, None)?;
+        let name = place.text.get(place.span.clone())?;
+        let mut next = lexemes(place.text.get(place.span.end..)?).into_iter();
+        match (next.next()?, next.next()) {
+            ((Lexeme::Symbol('='), _), after)
+                if !matches!(after, Some((Lexeme::Symbol('='), _))) && inside_call(&place.text, place.span.start) =>
+            {
+                Some(format!("named options go in a map: `f(#{{ {name}: … }})`"))
+            }
+            ((Lexeme::Text, text), _) if text.start == 0 && ["f", "r", "b"].contains(&name) => {
+                Some("put values into a text by back quotes: `` `loss ${loss}` ``".to_string())
+            }
+            _ => None,
         }
     }
 
@@ -69,7 +101,7 @@ impl Translator<'_> {
         let end = text[offset..].find('\n').map_or(text.len(), |length| offset + length);
         let here = text.get(start..end)?;
         let word = text.get(text::word_at(&text, offset))?;
-        let before = text::before(&text, offset).map(|(lexeme, span)| (lexeme, &text[span]));
+        let before = text::before(&text, offset).map(|(_, span)| &text[span]);
         let first = here.split_whitespace().next().unwrap_or("");
         let said = |hint: &str| Some(hint.to_string());
         match word {
@@ -77,6 +109,7 @@ impl Translator<'_> {
             "or" => return said("write `||`"),
             "not" => return said("write `!`"),
             "elif" => return said("write `else if`"),
+            "is" => return said("write `==`"),
             "#" => return said("comments start with `//`"),
             _ => {}
         }
@@ -91,7 +124,7 @@ impl Translator<'_> {
         }
         // f(lr=1): Rhai takes `lr = 1` for an assignment where only values stand.
         if word == "=" && inside_call(&text, offset) {
-            let name = before.map_or("name", |(_, name)| name);
+            let name = before.unwrap_or("name");
             return Some(format!("named options go in a map: `f(#{{ {name}: … }})`"));
         }
         if word == ":" || here.trim_end().ends_with(':') {
@@ -103,20 +136,13 @@ impl Translator<'_> {
                 return said("a map is written `#{ key: value }`; a part of an array, `xs[1..3]`");
             }
         }
-        if before.is_some_and(|(lexeme, text)| lexeme == Lexeme::Word && ["f", "r", "b"].contains(&text))
-            && word.starts_with(['"', '\''])
-        {
-            return said("put values into a text by back quotes: `` `loss ${loss}` ``");
-        }
-        if before.is_some_and(|(_, text)| text == "lambda") {
+        if before == Some("lambda") {
             return said("a closure is written `|x| x + 1`");
         }
-        if before.is_some_and(|(_, text)| text == "not") {
+        if before == Some("not") {
             return said("write `!`");
         }
-        if before.is_some_and(|(_, text)| text == ".")
-            && ["eval", "default", "new", "with", "match", "is"].contains(&word)
-        {
+        if before == Some(".") && ["eval", "default", "new", "with", "match", "is"].contains(&word) {
             return said(match word {
                 "eval" => "write `for_inference()`",
                 _ => "this word is kept by the language and cannot be a name",
