@@ -85,6 +85,11 @@ pub trait Backend: Send + Sync + Debug + 'static {
 
     /// A short name for logs: `cpu`, `reference`.
     fn name(&self) -> &'static str;
+    /// Runs `work` on the device's own threads: operations inside hand their parts over without waking a thread first.
+    /// Wrap a whole pass in it; the results are the same without.
+    fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        work()
+    }
 
     // ---- buffers -------------------------------------------------------------------------------------------
     /// An empty activation buffer; operations size it.

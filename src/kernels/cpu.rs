@@ -59,6 +59,10 @@ impl Backend for Cpu {
         "cpu"
     }
 
+    fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.threads.run(work)
+    }
+
     fn act(&self) -> Matrix<f32> {
         Matrix::new()
     }

@@ -6,7 +6,7 @@
 pub(super) mod cpu;
 pub(super) mod reference;
 #[cfg(test)]
-mod tests;
+pub(in crate::kernels) mod tests;
 
 use super::{Error, Result, StateSegment, same};
 

@@ -2,7 +2,7 @@
 
 use pulp::Arch;
 
-use super::{BLOCK, State, step_size_and_eps};
+use super::{BLOCK, State, keep_and_fresh, step_size_and_eps};
 use crate::kernels::threads::Threads;
 use crate::kernels::{AdamWStep, StateSegment};
 use crate::quant::dynamic::{nearest, signed_map, unsigned_map};
@@ -59,11 +59,12 @@ struct Constants {
 impl Constants {
     fn new(step: &AdamWStep) -> Self {
         let (step_size, eps) = step_size_and_eps(step);
+        let [(beta1, fresh1), (beta2, fresh2)] = [step.beta1, step.beta2].map(keep_and_fresh);
         Self {
-            beta1: step.beta1 as f32,
-            beta2: step.beta2 as f32,
-            fresh1: (1.0 - step.beta1) as f32,
-            fresh2: (1.0 - step.beta2) as f32,
+            beta1,
+            beta2,
+            fresh1,
+            fresh2,
             step_size: step_size as f32,
             eps: eps as f32,
             keep: (1.0 - step.lr * step.weight_decay) as f32,

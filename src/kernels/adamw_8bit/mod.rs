@@ -53,3 +53,8 @@ pub(super) fn step_size_and_eps(step: &AdamWStep) -> (f64, f64) {
     let correction2 = (1.0 - step.beta2.powf(step.step as f64)).sqrt();
     (step.lr * correction2 / correction1, step.eps * correction2)
 }
+
+/// A factor β and `1 − β` as bitsandbytes' kernels have them: rounded to f32 first, which moves `1 − β2` by 1e-5.
+pub(super) fn keep_and_fresh(beta: f64) -> (f32, f32) {
+    (beta as f32, 1.0 - beta as f32)
+}

@@ -1,6 +1,6 @@
 //! The plain loops of `adamw_8bit`.
 
-use super::{BLOCK, State, step_size_and_eps};
+use super::{BLOCK, State, keep_and_fresh, step_size_and_eps};
 use crate::kernels::{AdamWStep, StateSegment};
 use crate::quant::dynamic::{nearest, signed_map, unsigned_map};
 
@@ -53,14 +53,16 @@ fn signed_code(m: f64, absmax: f64) -> u8 {
 
 fn moments_and_update(params: &mut [f64], gradients: &[f64], m: &mut [f64], v: &mut [f64], step: &AdamWStep) {
     let (step_size, eps) = step_size_and_eps(step);
+    let [(keep_m, fresh_m), (keep_v, fresh_v)] =
+        [step.beta1, step.beta2].map(keep_and_fresh).map(|(keep, fresh)| (f64::from(keep), f64::from(fresh)));
     for i in 0..params.len() {
         let g = gradients[i] * step.gradient_scale;
         if !g.is_finite() {
             (m[i], v[i]) = (0.0, 0.0);
             continue;
         }
-        m[i] = step.beta1 * m[i] + (1.0 - step.beta1) * g;
-        v[i] = step.beta2 * v[i] + (1.0 - step.beta2) * g * g;
+        m[i] = keep_m * m[i] + fresh_m * g;
+        v[i] = keep_v * v[i] + fresh_v * g * g;
         params[i] -= step_size * m[i] / (v[i].sqrt() + eps);
         params[i] *= 1.0 - step.lr * step.weight_decay;
     }

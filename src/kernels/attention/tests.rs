@@ -1,1 +1,190 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use crate::kernels::testing::{
+    Case, Random, act, assert_close, assert_same_bits, check, check_gradient, difference, read_full, wide,
+};
+use crate::kernels::{Attention, Backend, Cpu, Error, Reference, matrix::Matrix, matrix::Texts};
+
+/// Texts of the given lengths under one geometry.
+#[derive(Clone)]
+struct Pass {
+    lengths: Vec<usize>,
+    attention: Attention,
+    spread: f32,
+}
+
+fn geometry(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> Attention {
+    Attention { heads, kv_heads, head_dim, window }
+}
+
+fn prefix_sums(lengths: &[usize]) -> Vec<u32> {
+    let mut sums = vec![0];
+    for len in lengths {
+        sums.push(sums[sums.len() - 1] + *len as u32);
+    }
+    sums
+}
+
+impl Pass {
+    fn new(lengths: &[usize], attention: Attention) -> Self {
+        Self { lengths: lengths.to_vec(), attention, spread: 1.0 }
+    }
+}
+
+impl Case for Pass {
+    fn run<B: Backend>(&self, backend: &B) -> Vec<Vec<f32>> {
+        let mut random = Random::new(11);
+        let rows: usize = self.lengths.iter().sum();
+        let (width, o_width) = (self.attention.width(), self.attention.heads * self.attention.head_dim);
+        let values: Vec<f32> = random.values(rows * width).iter().map(|v| v * self.spread).collect();
+        let qkv = act(backend, rows, width, &values);
+        let do_ = act(backend, rows, o_width, &random.values(rows * o_width));
+        let segments = backend.segments(&prefix_sums(&self.lengths), 0).unwrap();
+        let (mut o, mut lse, mut dqkv) = (backend.act(), backend.full(0).unwrap(), backend.act());
+        backend.attention(&qkv, &segments, &self.attention, &mut o, &mut lse).unwrap();
+        backend.attention_backward(&do_, &qkv, &o, &lse, &segments, &self.attention, &mut dqkv).unwrap();
+        vec![backend.read_act(&o).unwrap(), read_full(backend, &lse), backend.read_act(&dqkv).unwrap()]
+    }
+}
+
+#[test]
+fn hand_computed_values() {
+    let backend = Cpu::new(Some(1));
+    let attention = geometry(1, 1, 1, None);
+    // q, k, v; the second query sees scores 2·ln 2 and 0.
+    let ln2 = std::f32::consts::LN_2;
+    let qkv = act(&backend, 2, 3, &[5.0, ln2, 10.0, 2.0, 0.0, 20.0]);
+    let segments = backend.segments(&[0, 2], 0).unwrap();
+    let (mut o, mut lse) = (backend.act(), Vec::new());
+    backend.attention(&qkv, &segments, &attention, &mut o, &mut lse).unwrap();
+    assert_close(&o.values, &[10.0, (4.0 * 10.0 + 20.0) / 5.0], 1e-6);
+    assert_close(&lse, &[5.0 * ln2, 5.0_f32.ln()], 1e-6);
+    let alone = backend.segments(&[0, 1, 2], 0).unwrap();
+    backend.attention(&qkv, &alone, &attention, &mut o, &mut lse).unwrap();
+    assert_close(&o.values, &[10.0, 20.0], 1e-6);
+}
+
+#[test]
+fn the_cpu_computes_what_the_reference_computes() {
+    let lengths: [&[usize]; 6] = [&[1], &[17, 1, 0, 33], &[64], &[65], &[20, 63, 130], &[15, 16, 17, 48, 49]];
+    let geometries = [(1, 1, 1), (2, 2, 16), (6, 2, 24), (8, 2, 32), (3, 1, 65)];
+    for lengths in lengths {
+        for (heads, kv_heads, head_dim) in geometries {
+            for window in [None, Some(1), Some(7), Some(64), Some(100)] {
+                check(&Pass::new(lengths, geometry(heads, kv_heads, head_dim, window)), 5e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn long_texts_are_split_without_a_trace() {
+    for window in [None, Some(200)] {
+        check(&Pass::new(&[1100, 70, 900], geometry(4, 2, 8, window)), 2e-5);
+    }
+}
+
+#[test]
+fn scores_of_hundreds_are_safe() {
+    let pass = Pass { spread: 20.0, ..Pass::new(&[40, 130], geometry(2, 1, 16, None)) };
+    let (got, wanted) = (pass.run(&Cpu::new(Some(2))), pass.run(&Reference::new()));
+    assert_close(&got[0], &wanted[0], 1e-3);
+    assert!(got.iter().flatten().all(|value| value.is_finite()));
+}
+
+#[test]
+fn a_text_gives_the_same_bits_alone_or_in_a_batch() {
+    let backend = Cpu::new(Some(2));
+    let attention = geometry(4, 2, 24, None);
+    let (width, first, len) = (attention.width(), 30, 77);
+    let values = Random::new(12).values(150 * width);
+    let run = |cu: &[u32], values: &[f32]| {
+        let qkv = act(&backend, values.len() / width, width, values);
+        let (mut o, mut lse) = (backend.act(), Vec::new());
+        backend.attention(&qkv, &backend.segments(cu, 0).unwrap(), &attention, &mut o, &mut lse).unwrap();
+        o
+    };
+    let batch = run(&[0, 30, 107, 150], &values);
+    let alone = run(&[0, 77], &values[first * width..(first + len) * width]);
+    assert_same_bits(&alone.values, &batch.values[first * 96..(first + len) * 96]);
+}
+
+#[test]
+fn cached_steps_continue_a_text() {
+    let mut random = Random::new(13);
+    for (attention, tolerance) in [(geometry(6, 2, 24, None), 3e-6), (geometry(4, 4, 8, Some(5)), 3e-6)] {
+        let (rows, width) = (23, attention.width());
+        let values = random.values(rows * width);
+        let reference = Reference::new();
+        let whole = act(&reference, rows, width, &values);
+        let (mut o, mut lse) = (Matrix::new(), Vec::new());
+        let segments = reference.segments(&[0, rows as u32], 0).unwrap();
+        reference.attention(&whole, &segments, &attention, &mut o, &mut lse).unwrap();
+        let wanted = reference.read_act(&o).unwrap();
+        let o_width = attention.heads * attention.head_dim;
+        fn steps<B: Backend>(backend: &B, values: &[f32], width: usize, attention: &Attention) -> Vec<f32> {
+            let (mut keys, mut cached_values, mut all) = (backend.act(), backend.act(), Vec::new());
+            let mut cached = 0;
+            for new in [9, 1, 1, 10, 2] {
+                let part = act(backend, new, width, &values[cached * width..(cached + new) * width]);
+                let mut o = backend.act();
+                backend.attention_cached(&part, &mut keys, &mut cached_values, cached, attention, &mut o).unwrap();
+                cached += new;
+                all.extend(backend.read_act(&o).unwrap());
+            }
+            all
+        }
+        assert_close(&steps(&reference, &values, width, &attention), &wanted, 1e-6);
+        let got = steps(&Cpu::new(Some(1)), &values, width, &attention);
+        assert_close(&got, &wanted[..rows * o_width], tolerance);
+        assert_same_bits(&steps(&Cpu::new(Some(3)), &values, width, &attention), &got);
+    }
+}
+
+#[test]
+fn a_wrong_window_is_detected() {
+    let pass = |window| Pass::new(&[70], geometry(2, 1, 16, window));
+    let (right, wrong) = (pass(Some(16)).run(&Reference::new()), pass(Some(17)).run(&Cpu::new(Some(2))));
+    for (right, wrong) in right.iter().zip(&wrong) {
+        assert!(difference(wrong, right) > 1e-3);
+    }
+}
+
+#[test]
+fn the_gradient_is_the_derivative() {
+    for window in [None, Some(2)] {
+        let attention = geometry(4, 2, 3, window);
+        let texts = Texts::new(&[0, 4, 6], 0).unwrap();
+        let (rows, width, o_width) = (6, attention.width(), 12);
+        let mut random = Random::new(14);
+        let qkv = wide(&random.values(rows * width));
+        let do_ = Matrix { rows, cols: o_width, values: wide(&random.values(rows * o_width)) };
+        let forward = |qkv: &[f64]| {
+            let qkv = Matrix { rows, cols: width, values: qkv.to_vec() };
+            let (mut o, mut lse) = (Matrix { values: vec![0.0; rows * o_width], ..do_.clone() }, vec![0.0; 4 * rows]);
+            super::reference::forward(&qkv, &texts, &attention, &mut o, &mut lse);
+            (qkv, o, lse)
+        };
+        let (matrix, o, lse) = forward(&qkv);
+        let mut dqkv = matrix.clone();
+        super::reference::backward(&do_, &matrix, &o, &lse, &texts, &attention, &mut dqkv);
+        check_gradient(&qkv, &dqkv.values, |qkv| {
+            forward(qkv).1.values.iter().zip(&do_.values).map(|(o, w)| o * w).sum()
+        });
+    }
+}
+
+#[test]
+fn a_geometry_that_does_not_fit_is_an_error() {
+    let backend = Cpu::new(Some(1));
+    let segments = backend.segments(&[0, 1], 0).unwrap();
+    let qkv = act(&backend, 1, 8, &[0.0; 8]);
+    for attention in
+        [geometry(3, 2, 1, None), geometry(1, 0, 8, None), geometry(1, 1, 3, None), geometry(6, 1, 1, Some(0))]
+    {
+        let result = backend.attention(&qkv, &segments, &attention, &mut backend.act(), &mut Vec::new());
+        assert!(matches!(result, Err(Error::Size { op: "attention", .. })));
+    }
+    assert!(matches!(backend.segments(&[1, 2], 0), Err(Error::Size { .. })));
+    assert!(matches!(backend.segments(&[0, 3, 2], 0), Err(Error::Size { .. })));
+}
