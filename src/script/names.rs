@@ -103,13 +103,12 @@ pub(crate) fn with_article(kind: &str) -> String {
 
 /// How many arguments the script's functions called `function` take; empty for natives and unknown ones.
 pub(crate) fn arities(context: &NativeCallContext<'_>, function: &str) -> Vec<usize> {
-    let counts = context.engine().collect_fn_metadata(
+    context.engine().collect_fn_metadata(
         Some(context),
         |info| match info.script {
             Some(script) if script.name == function => Some(script.params.len()),
             _ => None,
         },
         false,
-    );
-    counts
+    )
 }

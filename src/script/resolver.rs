@@ -31,9 +31,9 @@ impl Resolver {
     }
 
     /// The module's name in reports, and its text.
-    fn find(&self, path: &str) -> Result<(String, String), Failure> {
+    fn find(&self, path: &str) -> Result<(String, String), Box<Failure>> {
         if let Some(name) = path.strip_prefix("std/") {
-            let text = stdlib::text(name).ok_or_else(|| unknown_std(path, name))?;
+            let text = stdlib::text(name).ok_or_else(|| Box::new(unknown_std(path, name)))?;
             return Ok((format!("std/{name}"), text));
         }
         let outside = || {
@@ -43,7 +43,7 @@ impl Resolver {
         let wanted = Path::new(path);
         if path.trim().is_empty() || !wanted.components().all(|p| matches!(p, Component::Normal(_) | Component::CurDir))
         {
-            return Err(outside());
+            return Err(Box::new(outside()));
         }
         let mut file: PathBuf = wanted.components().filter(|part| matches!(part, Component::Normal(_))).collect();
         if file.extension().is_none_or(|extension| extension != "rhai") {
@@ -53,22 +53,24 @@ impl Resolver {
         let missing = |error: std::io::Error| {
             let failure = Failure::new(Kind::Recipe, format!("cannot import `{path}`: {}", full.display()));
             let failure = Failure { message: format!("{}: {}", failure.message, reason(&error)), ..failure };
-            if wanted.components().count() == 1 && stdlib::text(path).is_some() {
+            let failure = if wanted.components().count() == 1 && stdlib::text(path).is_some() {
                 failure.hint(format!("did you mean `import \"std/{path}\"`?"))
             } else {
                 failure
-            }
+            };
+            Box::new(failure)
         };
         // The links are followed before the check, so that no link leads out.
         let real = full.canonicalize().map_err(missing)?;
         let root = self.root.canonicalize().map_err(missing)?;
         if !real.starts_with(&root) {
-            return Err(outside());
+            return Err(Box::new(outside()));
         }
         let metadata = real.metadata().map_err(missing)?;
         if !metadata.is_file() || metadata.len() > MAX_BYTES {
             let what = if metadata.is_file() { "too long for a script" } else { "not a file" };
-            return Err(Failure::new(Kind::Recipe, format!("cannot import `{path}`: {} is {what}", full.display())));
+            let message = format!("cannot import `{path}`: {} is {what}", full.display());
+            return Err(Box::new(Failure::new(Kind::Recipe, message)));
         }
         let text = std::fs::read_to_string(&real).map_err(missing)?;
         Ok((file.to_string_lossy().replace('\\', "/"), text))
@@ -79,7 +81,7 @@ impl Resolver {
             let failure = Failure { origin: Origin { position: Some(position), ..Origin::default() }, ..error };
             failure.into()
         };
-        let (name, text) = self.find(path).map_err(lock)?;
+        let (name, text) = self.find(path).map_err(|failure| lock(*failure))?;
         if let Some(module) = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).get(&name) {
             return Ok(module.clone());
         }

@@ -1,1 +1,165 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::recipe::Given;
+
+fn session() -> Session {
+    Session::new(SessionOptions::default())
+}
+
+#[test]
+fn cells_see_the_variables_of_cells_before() {
+    let mut session = session();
+    let _ = session.evaluate("cell 1", "let x = 20;").unwrap();
+    assert_eq!(session.evaluate("cell 2", "x + 22").unwrap().as_int(), Ok(42));
+    let failure = session.evaluate("cell 3", "y").unwrap_err();
+    assert_eq!(failure.place.as_ref().map(|at| (at.source.as_str(), at.line, at.column)), Some(("cell 3", 1, 1)));
+    assert_eq!(session.evaluate("cell 4", "x").unwrap().as_int(), Ok(20), "a failed cell loses nothing");
+}
+
+#[test]
+fn compiling_calls_no_natives() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let seen = calls.clone();
+    let options = SessionOptions::default().with_module(move |engine, _| {
+        let seen = seen.clone();
+        engine.register_fn("touch", move |_: &str| seen.fetch_add(1, Ordering::SeqCst) as i64);
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.rhai");
+    std::fs::write(&path, "let a = param(\"a\", 1);\nlet x = touch(\"x\");\nfn f() { touch(\"y\") }\n").unwrap();
+    let mut session = Session::new(options);
+    assert_eq!(session.describe(&path).unwrap().parameters.len(), 1);
+    assert_eq!(calls.load(Ordering::SeqCst), 0);
+    session.run(&path).unwrap();
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_stop_cannot_be_caught() {
+    let stop = Stop::new();
+    let terminal = Arc::new(Collected::new());
+    let setter = stop.clone();
+    let options = SessionOptions { stop, terminal: terminal.clone(), ..SessionOptions::default() };
+    let options = options.with_module(move |engine, _| {
+        let setter = setter.clone();
+        engine.register_fn("stop_now", move || setter.set(StopReason::Interrupt));
+    });
+    let failure =
+        Session::new(options).run_source("x", "try { stop_now(); loop {} } catch { print(\"caught\"); }").unwrap_err();
+    assert_eq!((failure.kind, failure.exit_code()), (Kind::Stopped(StopReason::Interrupt), 130));
+    assert!(terminal.printed().is_empty());
+}
+
+fn host_in(folder: &std::path::Path) -> Host {
+    let options = SessionOptions { out: Some(folder.join("out")), shell: folder.into(), ..SessionOptions::default() };
+    let given = Given { set: vec!["data=../elsewhere/d.jsonl".to_string()], ..Given::default() };
+    let recipe = folder.join("r.rhai");
+    std::fs::write(&recipe, "let d = param(\"data\", \"d.jsonl\", #{ kind: \"path\" });").unwrap();
+    let mut session = Session::new(SessionOptions { given, ..options });
+    session.run(&recipe).unwrap();
+    session.host().clone()
+}
+
+#[test]
+fn writing_stays_in_the_run_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = host_in(folder.path());
+    let run = host.run_dir().unwrap();
+    assert_eq!(host.write_path("adapter").unwrap(), run.join("adapter"));
+    assert_eq!(host.write_path("./a/b").unwrap(), run.join("a/b"));
+    for refused in ["../x", "/tmp/x", "a/../../x", "a/..", "", " ", ".", "run.json", "imports/x", "./config.json"] {
+        let error = host.write_path(refused).unwrap_err();
+        assert!(!error.to_string().contains("No such"), "{refused}: {error}");
+    }
+}
+
+#[test]
+fn reading_stays_beside_the_recipe_or_where_the_user_pointed() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = host_in(folder.path());
+    assert_eq!(host.read_path("data/a.jsonl").unwrap(), folder.path().join("data/a.jsonl"));
+    // What this run wrote comes first, but only what it wrote.
+    host.write_path("adapter").unwrap();
+    assert_eq!(host.read_path("adapter/x").unwrap(), host.run_dir().unwrap().join("adapter/x"));
+    assert_eq!(host.read_path("config.json").unwrap(), folder.path().join("config.json"));
+    let given = folder.path().join("../elsewhere/d.jsonl");
+    assert!(host.read_path(given.to_str().unwrap()).is_ok());
+    for refused in ["/etc/passwd", "../other", "data/../../x", "/", ""] {
+        assert!(host.read_path(refused).is_err(), "{refused}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_import_follows_no_link_out_of_the_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("secret.rhai"), "fn x() { 1 }").unwrap();
+    std::os::unix::fs::symlink(outside.path().join("secret.rhai"), folder.path().join("link.rhai")).unwrap();
+    let recipe = folder.path().join("r.rhai");
+    std::fs::write(&recipe, "import \"link\" as l;").unwrap();
+    let failure = session().run(&recipe).unwrap_err();
+    assert_eq!(failure.message, "cannot import `link`: it leads out of the recipe's folder");
+}
+
+#[test]
+fn metrics_reach_the_file_and_the_history() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = host_in(folder.path());
+    let mut row = rhai::Map::new();
+    row.insert("step".into(), 1_i64.into());
+    row.insert("loss".into(), 2.5.into());
+    host.log_metrics(&row).unwrap();
+    let text = std::fs::read_to_string(host.run_dir().unwrap().join("metrics.jsonl")).unwrap();
+    assert_eq!(text, "{\"step\":1,\"loss\":2.5}\n");
+    assert_eq!(host.history().len(), 1);
+    row.insert("bad".into(), rhai::Dynamic::from_array(vec![]));
+    assert_eq!(
+        host.log_metrics(&row).unwrap_err().to_string(),
+        "`bad` of a metrics row must be a number, a bool or a string, got an array"
+    );
+}
+
+#[test]
+fn no_type_shows_its_rust_path() {
+    let mut engine = rhai::Engine::new();
+    let host = session().host().clone();
+    modules::register(&mut engine, &host);
+    let types = engine.collect_fn_metadata(None, |info| Some(info.metadata.params_info.to_vec()), false);
+    for info in types.into_iter().flatten() {
+        let kind = info.split_once(": ").map_or(info.as_str(), |(_, kind)| kind);
+        assert!(!names::type_name(kind).contains("::"), "{info}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_text_breaks_the_session(text in "[a-z0-9 (){}\\[\\]#:;,.|&=\"'`$\\\\/*+\\-\n\tåé→]{0,60}") {
+        // Whatever it is, it ends as a value or as a failure that can be shown.
+        if let Err(failure) = session().evaluate("cell 1", &text) {
+            prop_assert!(!failure.render(false).is_empty());
+            prop_assert_ne!(failure.kind, Kind::Bug);
+        }
+    }
+
+    #[test]
+    fn lexemes_cover_any_text(text in "\\PC{0,80}") {
+        for (_, span) in text::lexemes(&text) {
+            prop_assert!(text.get(span).is_some());
+        }
+        for at in 0..text.len() {
+            if text.is_char_boundary(at) {
+                let _ = text::option_key(&text, at, "r");
+                prop_assert!(text.get(text::word_at(&text, at)).is_some());
+            }
+        }
+    }
+}

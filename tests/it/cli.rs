@@ -336,6 +336,7 @@ fn a_closed_pipe_ends_the_run_without_a_word() {
     let mut err = String::new();
     child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
     assert_eq!(err, "");
+    child.wait().unwrap();
 }
 
 #[test]
