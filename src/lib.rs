@@ -3,6 +3,7 @@
 //! Rooms depend downward only; `tests/it/layers.rs` holds the table.
 
 pub mod cli;
+pub mod data;
 pub mod generate;
 pub mod hub;
 pub mod io;
