@@ -8,6 +8,7 @@ pub mod generate;
 pub mod hub;
 pub mod io;
 pub mod kernels;
+pub mod optim;
 pub mod philox;
 pub mod quant;
 pub mod recipe;
