@@ -10,6 +10,7 @@ use super::failure::{Failure, Kind, Origin};
 use super::host::Host;
 use super::sources::Sources;
 use super::{names, stdlib};
+use crate::io;
 
 /// A recipe is text; nobody writes this much of it.
 const MAX_BYTES: u64 = 4 << 20;
@@ -50,29 +51,23 @@ impl Resolver {
             file.as_mut_os_string().push(".rhai");
         }
         let full = self.root.join(&file);
-        let missing = |error: std::io::Error| {
-            let failure = Failure::new(Kind::Recipe, format!("cannot import `{path}`: {}", full.display()));
-            let failure = Failure { message: format!("{}: {}", failure.message, reason(&error)), ..failure };
-            let failure = if wanted.components().count() == 1 && stdlib::text(path).is_some() {
-                failure.hint(format!("did you mean `import \"std/{path}\"`?"))
-            } else {
-                failure
+        let unreadable = |error: io::Error| {
+            let what = match error {
+                io::Error::Missing { .. } => format!("there is no file `{}`", full.display()),
+                error => error.to_string(),
             };
-            Box::new(failure)
+            let failure = Failure::new(Kind::Recipe, format!("cannot import `{path}`: {what}"));
+            Box::new(match wanted.components().count() == 1 && stdlib::text(path).is_some() {
+                true => failure.hint(format!("did you mean `import \"std/{path}\"`?")),
+                false => failure,
+            })
         };
         // The links are followed before the check, so that no link leads out.
-        let real = full.canonicalize().map_err(missing)?;
-        let root = self.root.canonicalize().map_err(missing)?;
-        if !real.starts_with(&root) {
+        let real = io::canonical(&full).map_err(unreadable)?;
+        if !real.starts_with(io::canonical(&self.root).map_err(unreadable)?) {
             return Err(Box::new(outside()));
         }
-        let metadata = real.metadata().map_err(missing)?;
-        if !metadata.is_file() || metadata.len() > MAX_BYTES {
-            let what = if metadata.is_file() { "too long for a script" } else { "not a file" };
-            let message = format!("cannot import `{path}`: {} is {what}", full.display());
-            return Err(Box::new(Failure::new(Kind::Recipe, message)));
-        }
-        let text = std::fs::read_to_string(&real).map_err(missing)?;
+        let text = io::read_text(&real, MAX_BYTES).map_err(unreadable)?;
         Ok((file.to_string_lossy().replace('\\', "/"), text))
     }
 
@@ -131,15 +126,5 @@ fn unknown_std(path: &str, name: &str) -> Failure {
         Some(near) => failure.hint(format!("did you mean `std/{near}`? there are: {list}")),
         None if all.is_empty() => failure,
         None => failure.hint(format!("there are: {list}")),
-    }
-}
-
-/// What went wrong, without the operating system's number.
-fn reason(error: &std::io::Error) -> String {
-    match error.kind() {
-        std::io::ErrorKind::NotFound => "no such file".to_string(),
-        std::io::ErrorKind::PermissionDenied => "permission denied".to_string(),
-        std::io::ErrorKind::InvalidData => "not UTF-8 text".to_string(),
-        _ => error.to_string(),
     }
 }

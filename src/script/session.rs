@@ -14,6 +14,7 @@ use super::sources::Sources;
 use super::stop::{Stop, StopReason};
 use super::terminal::{Collected, Terminal};
 use super::translate::Translator;
+use crate::io;
 use crate::recipe::{self, Description, Given, Resolved};
 use crate::run::{Folder, Journal, Record, Status};
 
@@ -206,21 +207,13 @@ impl Session {
     /// Reads the recipe, and takes its folder as the base of its paths and imports.
     fn open(&mut self, path: &Path) -> Result<String, Box<Failure>> {
         let told = |what: String| Failure::new(Kind::Usage, what);
-        let shown = path.display();
-        let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => missing(path),
-            _ => told(format!("cannot read the recipe `{shown}`: {error}")),
+        let text = io::read_text(path, MAX_BYTES).map_err(|error| match error {
+            io::Error::Missing { .. } => missing(path),
+            io::Error::Folder { .. } => {
+                told(format!("`{}` is a folder, not a recipe", path.display())).hint("name a `.rhai` file")
+            }
+            error => told(format!("cannot read the recipe: {error}")),
         })?;
-        if !metadata.is_file() {
-            let what = if metadata.is_dir() { "a folder" } else { "not a regular file" };
-            return Err(Box::new(told(format!("`{shown}` is {what}, not a recipe")).hint("name a `.rhai` file")));
-        }
-        if metadata.len() > MAX_BYTES {
-            return Err(Box::new(told(format!("`{shown}` is too long for a recipe ({} bytes)", metadata.len()))));
-        }
-        let bytes = std::fs::read(path).map_err(|error| told(format!("cannot read the recipe `{shown}`: {error}")))?;
-        let text =
-            String::from_utf8(bytes).map_err(|_| told(format!("`{shown}` is not a recipe: it is not UTF-8 text")))?;
         let absolute = std::path::absolute(path).unwrap_or_else(|_| self.options.shell.join(path));
         let folder = absolute.parent().map_or_else(|| self.options.shell.clone(), Path::to_path_buf);
         self.base(folder);
@@ -291,8 +284,7 @@ fn missing(path: &Path) -> Failure {
     let failure = Failure::new(Kind::Usage, format!("there is no recipe `{}`", path.display()));
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let Some(wanted) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else { return failure };
-    let listed = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    let names: Vec<String> = listed.map(|name| name.to_string_lossy().into_owned()).collect();
+    let names = io::list(folder).unwrap_or_default();
     let recipes = names.iter().map(String::as_str).filter(|name| name.ends_with(".rhai"));
     match super::names::nearest(&wanted, recipes) {
         Some(near) => {
