@@ -4,6 +4,7 @@
 
 pub mod cli;
 pub mod data;
+pub mod engine;
 pub mod generate;
 pub mod hub;
 pub mod io;

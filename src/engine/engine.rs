@@ -1,0 +1,292 @@
+//! The model on one device: base, adapter, and the pass between a loss and its backward.
+
+use crate::kernels::{Backend, StateSegment};
+use crate::weights::{Checkpoint, ModelConfig};
+
+use super::head::HeadWork;
+use super::layer::{Layer, Saved, Work};
+use super::lora::{Lora, Matrix, Slot};
+use super::net::Net;
+use super::{AdapterTensor, Batch, BatchFault, Cancel, Error, LoadOptions, LoraConfig, Result};
+
+/// Whether a backward follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Keeps what `backward` needs until `backward` or `discard`.
+    Train,
+    /// Keeps nothing and leaves a pending training pass alone.
+    Evaluate,
+}
+
+/// The adapter's parameters as an optimizer reads them.
+#[derive(Debug)]
+pub struct Flat<'a, B: Backend> {
+    pub params: &'a B::Full,
+    pub gradients: &'a B::Full,
+    pub segments: &'a [StateSegment],
+}
+
+/// The adapter's parameters as an optimizer changes them.
+#[derive(Debug)]
+pub struct FlatMut<'a, B: Backend> {
+    pub backend: &'a B,
+    pub params: &'a mut B::Full,
+    pub gradients: &'a mut B::Full,
+    pub segments: &'a [StateSegment],
+}
+
+/// A Mistral or Llama decoder with a frozen base and at most one LoRA adapter.
+#[derive(Debug)]
+pub struct Engine<B: Backend> {
+    pub(super) net: Net<B>,
+    pub(super) work: Work<B>,
+    pub(super) head_work: HeadWork<B>,
+    /// The one layer's state that passes without a backward share.
+    pub(super) scratch: Saved<B>,
+    saved: Vec<Saved<B>>,
+    /// The gradient at the last layer's output while a pass waits for its backward.
+    dx: B::Act,
+    pending: Option<B::Segments>,
+}
+
+impl<B: Backend> Engine<B> {
+    /// Reads the base onto the device.
+    pub fn load(backend: B, checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
+        Ok(Self {
+            work: Work::new(&backend)?,
+            head_work: HeadWork::new(&backend)?,
+            scratch: Saved::new(&backend)?,
+            saved: Vec::new(),
+            dx: backend.act(),
+            pending: None,
+            net: Net::load(backend, checkpoint, options)?,
+        })
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        &self.net.config
+    }
+
+    pub fn backend(&self) -> &B {
+        &self.net.backend
+    }
+
+    /// The flag that stops a pass within one layer.
+    pub fn cancel(&self) -> &Cancel {
+        &self.net.cancel
+    }
+
+    /// Takes somebody else's flag, so that one Ctrl-C reaches every part of a run.
+    pub fn set_cancel(&mut self, cancel: Cancel) {
+        self.net.cancel = cancel;
+    }
+
+    /// Bytes of the frozen base on the device.
+    pub fn weight_bytes(&self) -> usize {
+        self.net.frozen.bytes(&self.net.backend)
+    }
+
+    // ---- adapter -------------------------------------------------------------------------------------------
+
+    /// Adds an adapter: A uniform within ±1/sqrt(in), B zero, so the model answers as before.
+    pub fn add_lora(&mut self, config: &LoraConfig) -> Result<()> {
+        self.free_for_change()?;
+        if self.net.lora.is_some() {
+            return Err(Error::AdapterPresent);
+        }
+        self.net.lora = Some(Lora::new(&self.net.backend, &self.net.config, config.clone())?);
+        self.net.adapter_enabled = true;
+        Ok(())
+    }
+
+    /// Takes the adapter off; false when there was none.
+    pub fn remove_lora(&mut self) -> Result<bool> {
+        self.free_for_change()?;
+        Ok(self.net.lora.take().is_some())
+    }
+
+    /// Computes with (true) or without the adapter until told otherwise; returns how it was.
+    pub fn enable_adapter(&mut self, enabled: bool) -> Result<bool> {
+        self.free_for_change()?;
+        Ok(std::mem::replace(&mut self.net.adapter_enabled, enabled))
+    }
+
+    pub fn lora(&self) -> Option<&LoraConfig> {
+        self.net.lora.as_ref().map(|lora| &lora.config)
+    }
+
+    /// Number of trained values.
+    pub fn trainable_parameters(&self) -> usize {
+        self.net.lora.iter().flat_map(|lora| &lora.slots).map(Slot::len).sum()
+    }
+
+    /// Every A and B, layer by layer.
+    pub fn adapter_tensors(&self) -> Result<Vec<AdapterTensor>> {
+        let lora = self.net.lora.as_ref().ok_or(Error::NoAdapter)?;
+        self.read_slots(lora, &lora.params)
+    }
+
+    /// The gradients under the names of their parameters.
+    pub fn gradients(&self) -> Result<Vec<AdapterTensor>> {
+        let lora = self.net.lora.as_ref().ok_or(Error::NoAdapter)?;
+        self.read_slots(lora, &lora.gradients)
+    }
+
+    fn read_slots(&self, lora: &Lora<B>, from: &B::Full) -> Result<Vec<AdapterTensor>> {
+        let read = |slot: &Slot| {
+            let mut values = vec![0.0; slot.len()];
+            self.net.backend.read_full(from, slot.offset, &mut values)?;
+            Ok(AdapterTensor { layer: slot.layer, module: slot.module, matrix: slot.matrix, shape: slot.shape, values })
+        };
+        lora.slots.iter().map(read).collect()
+    }
+
+    /// Replaces one A or B.
+    pub fn set_adapter_tensor(&mut self, layer: usize, module: &str, matrix: Matrix, values: &[f32]) -> Result<()> {
+        let lora = self.net.lora.as_mut().ok_or(Error::NoAdapter)?;
+        let is_it = |slot: &&Slot| slot.layer == layer && slot.module == module && slot.matrix == matrix;
+        let Some(slot) = lora.slots.iter().find(is_it) else {
+            return Err(Error::UnknownTensor { name: format!("layers.{layer}.{module}.lora_{matrix:?}") });
+        };
+        if values.len() != slot.len() {
+            return Err(Error::TensorSize { name: slot.name(), got: values.len(), wanted: slot.len() });
+        }
+        Ok(self.net.backend.write_full(&mut lora.params, slot.offset, values)?)
+    }
+
+    pub fn flat(&self) -> Result<Flat<'_, B>> {
+        let lora = self.net.lora.as_ref().ok_or(Error::NoAdapter)?;
+        Ok(Flat { params: &lora.params, gradients: &lora.gradients, segments: &lora.segments })
+    }
+
+    pub fn flat_mut(&mut self) -> Result<FlatMut<'_, B>> {
+        let lora = self.net.lora.as_mut().ok_or(Error::NoAdapter)?;
+        let (params, gradients) = (&mut lora.params, &mut lora.gradients);
+        Ok(FlatMut { backend: &self.net.backend, params, gradients, segments: &lora.segments })
+    }
+
+    pub fn zero_grad(&mut self) -> Result<()> {
+        let lora = self.net.lora.as_mut().ok_or(Error::NoAdapter)?;
+        Ok(self.net.backend.zero_full(&mut lora.gradients)?)
+    }
+
+    /// An adapter must not change under a pass that waits for its backward.
+    fn free_for_change(&self) -> Result<()> {
+        if self.pending.is_some() { Err(Error::PassPending) } else { Ok(()) }
+    }
+
+    // ---- passes --------------------------------------------------------------------------------------------
+
+    /// Sum of the cross entropies over all rows with a target, divided by `normalizer`.
+    pub fn forward(&mut self, batch: &Batch<'_>, mode: Mode, normalizer: f64) -> Result<f64> {
+        batch.check(self.net.config.vocab_size)?;
+        let (rows, targets) = batch.target_rows();
+        if rows.is_empty() {
+            return Err(Error::Batch(BatchFault::NoTargets));
+        }
+        if !(normalizer.is_finite() && normalizer > 0.0) {
+            return Err(Error::Setting { field: "normalizer", value: normalizer, wanted: "a positive number" });
+        }
+        if mode == Mode::Evaluate {
+            self.hidden(batch)?;
+            return self.net.head().loss(&self.work.next, (&rows, &targets), normalizer, None, &mut self.head_work);
+        }
+        if self.net.lora.is_none() {
+            return Err(Error::NoAdapter);
+        }
+        self.free_for_change()?;
+        let segments = self.forward_saving(batch)?;
+        let (dx, work) = (Some(&mut self.dx), &mut self.head_work);
+        let loss = self.net.head().loss(&self.work.next, (&rows, &targets), normalizer, dx, work)?;
+        self.pending = Some(segments);
+        Ok(loss)
+    }
+
+    /// Adds the adapter's gradients of `upstream · loss`, and ends the pass.
+    pub fn backward(&mut self, upstream: f64) -> Result<()> {
+        let segments = self.pending.take().ok_or(Error::NoForward)?;
+        let net = &mut self.net;
+        if upstream != 1.0 {
+            net.backend.scale(&mut self.dx, upstream)?;
+        }
+        let lora = net.lora.as_mut().ok_or(Error::NoAdapter)?;
+        let Some((lowest, last)) = lora.lowest().filter(|_| net.adapter_enabled) else {
+            return Ok(());
+        };
+        for index in (lowest..net.config.num_hidden_layers).rev() {
+            net.cancel.check()?;
+            let layer = Layer {
+                backend: &net.backend,
+                weights: &net.frozen.layers[index],
+                lora: Some((&lora.groups[index], &lora.params)),
+                attention: &net.attention,
+                inverse_frequencies: &net.frozen.inverse_frequencies,
+                eps: net.config.rms_norm_eps,
+            };
+            let last = (index == lowest).then_some(last);
+            let saved = &mut self.saved[index];
+            layer.backward(&segments, saved, &mut self.work, &mut self.dx, &mut lora.gradients, last)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets a pass whose backward will not come.
+    pub fn discard(&mut self) {
+        self.pending = None;
+    }
+
+    /// Whether a pass waits for its backward.
+    pub fn is_pending(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// The log-probability of every target, in row order.
+    pub fn log_probs(&mut self, batch: &Batch<'_>) -> Result<Vec<f64>> {
+        batch.check(self.net.config.vocab_size)?;
+        let (rows, targets) = batch.target_rows();
+        self.hidden(batch)?;
+        self.net.head().log_probs(&self.work.next, (&rows, &targets), &mut self.head_work)
+    }
+
+    /// The logits of every row, (T, V) row-major. For short texts: they are all in memory at once.
+    pub fn logits(&mut self, batch: &Batch<'_>) -> Result<Vec<f32>> {
+        batch.check(self.net.config.vocab_size)?;
+        self.hidden(batch)?;
+        let rows: Vec<u32> = (0..batch.ids.len() as u32).collect();
+        self.net.head().read_logits(&self.work.next, &rows, &mut self.head_work)
+    }
+
+    /// Runs all layers and leaves their output in `work.next`, keeping nothing.
+    fn hidden(&mut self, batch: &Batch<'_>) -> Result<()> {
+        let segments = self.embed(batch)?;
+        for index in 0..self.net.layers() {
+            std::mem::swap(&mut self.scratch.x, &mut self.work.next);
+            self.net.layer(index)?.forward(&segments, &mut self.scratch, &mut self.work, None)?;
+        }
+        Ok(())
+    }
+
+    /// The same with every layer's state kept.
+    pub(super) fn forward_saving(&mut self, batch: &Batch<'_>) -> Result<B::Segments> {
+        while self.saved.len() < self.net.layers() {
+            self.saved.push(Saved::new(&self.net.backend)?);
+        }
+        let segments = self.embed(batch)?;
+        for (index, saved) in self.saved.iter_mut().enumerate() {
+            std::mem::swap(&mut saved.x, &mut self.work.next);
+            self.net.layer(index)?.forward(&segments, saved, &mut self.work, None)?;
+        }
+        Ok(segments)
+    }
+
+    fn embed(&mut self, batch: &Batch<'_>) -> Result<B::Segments> {
+        let backend = &self.net.backend;
+        let ids = backend.index(batch.ids)?;
+        backend.embed(&self.net.frozen.embedding, &ids, &mut self.work.next)?;
+        Ok(backend.segments(batch.cu_seqlens, 0)?)
+    }
+
+    pub(super) fn saved(&self) -> &[Saved<B>] {
+        &self.saved
+    }
+}

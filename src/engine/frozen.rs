@@ -1,0 +1,126 @@
+//! The frozen base on the device.
+
+use std::sync::Arc;
+
+use crate::kernels::Backend;
+use crate::quant::{StoredMatrix, StoredValues};
+use crate::weights::{Checkpoint, ModelConfig};
+
+use super::{Error, Result};
+
+/// How the base is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Linear layers in NF4 with double quantisation. What a file holds quantised already stays as it is.
+    pub load_in_4bit: bool,
+}
+
+/// One decoder layer's weights; matrices that read the same input are one.
+#[derive(Debug)]
+pub(super) struct LayerWeights<B: Backend> {
+    pub input_norm: B::Full,
+    pub post_attention_norm: B::Full,
+    pub qkv: B::Weight,
+    pub o: B::Weight,
+    pub gate_up: B::Weight,
+    pub down: B::Weight,
+}
+
+/// Everything that is never trained.
+#[derive(Debug)]
+pub(super) struct Frozen<B: Backend> {
+    pub embedding: Arc<B::Weight>,
+    pub layers: Vec<LayerWeights<B>>,
+    pub norm: B::Full,
+    /// The embedding itself when the two are tied.
+    pub head: Arc<B::Weight>,
+    pub inverse_frequencies: B::Full,
+}
+
+impl<B: Backend> Frozen<B> {
+    pub fn load(backend: &B, checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
+        let config = checkpoint.config();
+        let loader = Loader { backend, checkpoint, config, options };
+        let (hidden, vocabulary) = (config.hidden_size, config.vocab_size);
+        let embedding =
+            Arc::new(backend.weight(vec![loader.kept("model.embed_tokens.weight", vocabulary, hidden)?])?);
+        let head = if config.tie_word_embeddings {
+            Arc::clone(&embedding)
+        } else {
+            Arc::new(backend.weight(vec![loader.kept("lm_head.weight", vocabulary, hidden)?])?)
+        };
+        let layers = (0..config.num_hidden_layers).map(|index| loader.layer(index)).collect::<Result<_>>()?;
+        let norm = loader.vector("model.norm.weight")?;
+        let frequencies = config.inverse_frequencies();
+        let mut inverse_frequencies = backend.full(frequencies.len())?;
+        backend.write_full(&mut inverse_frequencies, 0, &frequencies)?;
+        Ok(Self { embedding, layers, norm, head, inverse_frequencies })
+    }
+
+    /// Bytes on the device, tied matrices counted once.
+    pub fn bytes(&self, backend: &B) -> usize {
+        let layer = |w: &LayerWeights<B>| {
+            [&w.qkv, &w.o, &w.gate_up, &w.down].iter().map(|matrix| backend.weight_bytes(matrix)).sum::<usize>()
+        };
+        let head = if Arc::ptr_eq(&self.embedding, &self.head) { 0 } else { backend.weight_bytes(&self.head) };
+        self.layers.iter().map(layer).sum::<usize>() + backend.weight_bytes(&self.embedding) + head
+    }
+}
+
+struct Loader<'a, B: Backend> {
+    backend: &'a B,
+    checkpoint: &'a Checkpoint,
+    config: &'a ModelConfig,
+    options: &'a LoadOptions,
+}
+
+impl<B: Backend> Loader<'_, B> {
+    fn layer(&self, index: usize) -> Result<LayerWeights<B>> {
+        let c = self.config;
+        let (hidden, wide) = (c.hidden_size, c.intermediate_size);
+        let (queries, keys) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        let part = |name: &str, rows, cols| self.linear(&format!("model.layers.{index}.{name}.weight"), rows, cols);
+        Ok(LayerWeights {
+            input_norm: self.vector(&format!("model.layers.{index}.input_layernorm.weight"))?,
+            post_attention_norm: self.vector(&format!("model.layers.{index}.post_attention_layernorm.weight"))?,
+            qkv: self.backend.weight(vec![
+                part("self_attn.q_proj", queries, hidden)?,
+                part("self_attn.k_proj", keys, hidden)?,
+                part("self_attn.v_proj", keys, hidden)?,
+            ])?,
+            o: self.backend.weight(vec![part("self_attn.o_proj", hidden, queries)?])?,
+            gate_up: self
+                .backend
+                .weight(vec![part("mlp.gate_proj", wide, hidden)?, part("mlp.up_proj", wide, hidden)?])?,
+            down: self.backend.weight(vec![part("mlp.down_proj", hidden, wide)?])?,
+        })
+    }
+
+    /// A linear layer: quantised to NF4 when asked and still in 16 or 32 bits.
+    fn linear(&self, name: &str, rows: usize, cols: usize) -> Result<StoredMatrix> {
+        let matrix = self.kept(name, rows, cols)?;
+        let whole = matches!(matrix.values, StoredValues::F32(_) | StoredValues::F16(_) | StoredValues::Bf16(_));
+        Ok(if self.options.load_in_4bit && whole { matrix.quantize_nf4() } else { matrix })
+    }
+
+    /// A matrix as the file holds it.
+    fn kept(&self, name: &str, rows: usize, cols: usize) -> Result<StoredMatrix> {
+        let matrix = self.checkpoint.matrix(name)?;
+        if (matrix.rows, matrix.cols) != (rows, cols) {
+            let (got_rows, got_cols) = (matrix.rows, matrix.cols);
+            return Err(Error::Shape { name: name.to_owned(), got_rows, got_cols, rows, cols });
+        }
+        Ok(matrix)
+    }
+
+    fn vector(&self, name: &str) -> Result<B::Full> {
+        let values = self.checkpoint.vector(name)?;
+        if values.len() != self.config.hidden_size {
+            let (got_cols, cols) = (values.len(), self.config.hidden_size);
+            return Err(Error::Shape { name: name.to_owned(), got_rows: 1, got_cols, rows: 1, cols });
+        }
+        let mut full = self.backend.full(values.len())?;
+        self.backend.write_full(&mut full, 0, &values)?;
+        Ok(full)
+    }
+}

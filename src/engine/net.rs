@@ -1,0 +1,65 @@
+//! Everything a pass reads and none changes: device, base, adapter.
+
+use crate::kernels::{Attention, Backend};
+use crate::weights::{Checkpoint, ModelConfig};
+
+use super::frozen::Frozen;
+use super::head::Head;
+use super::layer::Layer;
+use super::lora::Lora;
+use super::{Cancel, LoadOptions, Result};
+
+/// The model apart from the buffers of its passes.
+#[derive(Debug)]
+pub(super) struct Net<B: Backend> {
+    pub backend: B,
+    pub config: ModelConfig,
+    pub frozen: Frozen<B>,
+    pub attention: Attention,
+    pub lora: Option<Lora<B>>,
+    pub adapter_enabled: bool,
+    pub cancel: Cancel,
+}
+
+impl<B: Backend> Net<B> {
+    pub fn load(backend: B, checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
+        let config = checkpoint.config().clone();
+        let attention = Attention {
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            window: config.sliding_window,
+        };
+        let frozen = Frozen::load(&backend, checkpoint, options)?;
+        Ok(Self { backend, config, frozen, attention, lora: None, adapter_enabled: true, cancel: Cancel::new() })
+    }
+
+    pub fn layers(&self) -> usize {
+        self.config.num_hidden_layers
+    }
+
+    /// Layer `index` with its adapters, unless the run was asked to stop.
+    pub fn layer(&self, index: usize) -> Result<Layer<'_, B>> {
+        self.cancel.check()?;
+        let lora = self.lora.as_ref().filter(|_| self.adapter_enabled);
+        Ok(Layer {
+            backend: &self.backend,
+            weights: &self.frozen.layers[index],
+            lora: lora.map(|lora| (&lora.groups[index], &lora.params)),
+            attention: &self.attention,
+            inverse_frequencies: &self.frozen.inverse_frequencies,
+            eps: self.config.rms_norm_eps,
+        })
+    }
+
+    pub fn head(&self) -> Head<'_, B> {
+        Head {
+            backend: &self.backend,
+            weight: &self.frozen.head,
+            norm: &self.frozen.norm,
+            eps: self.config.rms_norm_eps,
+            vocabulary: self.config.vocab_size,
+            cancel: &self.cancel,
+        }
+    }
+}
