@@ -2,6 +2,7 @@
 
 use pulp::Arch;
 
+use crate::kernels::simd::vectorized;
 use crate::kernels::threads::Threads;
 use crate::kernels::{AdamWStep, StateSegment};
 
@@ -25,7 +26,11 @@ pub(crate) fn update(
             .zip(m[range.clone()].chunks_mut(PIECE))
             .zip(v[range].chunks_mut(PIECE));
         threads.each(pieces.collect(), |(((params, gradients), m), v)| {
-            arch.dispatch(|| piece(params, gradients, m, v, step));
+            vectorized(
+                arch,
+                #[inline(always)]
+                || piece(params, gradients, m, v, step),
+            );
         });
     }
 }

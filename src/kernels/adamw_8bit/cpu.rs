@@ -2,10 +2,12 @@
 
 use pulp::Arch;
 
+use super::codes::{SIGNED, UNSIGNED};
 use super::{BLOCK, State, keep_and_fresh, step_size_and_eps};
+use crate::kernels::simd::vectorized;
 use crate::kernels::threads::Threads;
 use crate::kernels::{AdamWStep, StateSegment};
-use crate::quant::dynamic::{nearest, signed_map, unsigned_map};
+use crate::quant::dynamic::{signed_map, unsigned_map};
 
 /// Blocks handed to a thread at a time.
 const PIECE: usize = 32;
@@ -26,7 +28,11 @@ pub(crate) fn update(
         if !segment.eight_bit {
             let moments = state.m[range.clone()].chunks_mut(len).zip(state.v[range].chunks_mut(len));
             threads.each(parameters.zip(moments).collect(), |((params, gradients), (m, v))| {
-                arch.dispatch(|| moments_and_update(params, gradients, m, v, &constants));
+                vectorized(
+                    arch,
+                    #[inline(always)]
+                    || moments_and_update(params, gradients, m, v, &constants),
+                );
             });
             continue;
         }
@@ -38,7 +44,19 @@ pub(crate) fn update(
             let codes = codes.0.chunks_mut(BLOCK).zip(codes.1.chunks_mut(BLOCK));
             let absmax = absmax.0.iter_mut().zip(absmax.1);
             for (((params, gradients), codes), absmax) in blocks.zip(codes).zip(absmax) {
-                arch.dispatch(|| block(params, gradients, codes, absmax, &constants));
+                vectorized(
+                    arch,
+                    #[inline(always)]
+                    || {
+                        block(
+                            params,
+                            gradients,
+                            (&mut *codes.0, &mut *codes.1),
+                            (&mut *absmax.0, &mut *absmax.1),
+                            &constants,
+                        )
+                    },
+                );
             }
         });
     }
@@ -96,16 +114,16 @@ fn block(
         *code = signed_code(m, *absmax_m);
     }
     for (code, v) in codes_v.iter_mut().zip(v) {
-        *code = if *absmax_v > 0.0 { nearest(unsigned_map(), v / *absmax_v) } else { 0 };
+        *code = if *absmax_v > 0.0 { UNSIGNED.nearest(v / *absmax_v) } else { 0 };
     }
 }
 
 /// The nearest code of `m / absmax`, moved by one where it would change the sign of `m`.
 fn signed_code(m: f32, absmax: f32) -> u8 {
     if absmax == 0.0 {
-        return nearest(signed_map(), 0.0);
+        return SIGNED.nearest(0.0);
     }
-    let code = nearest(signed_map(), m / absmax);
+    let code = SIGNED.nearest(m / absmax);
     match (signed_map()[usize::from(code)].is_sign_negative(), m.is_sign_negative()) {
         (true, false) => code + 1,
         (false, true) => code - 1,

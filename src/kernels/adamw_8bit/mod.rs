@@ -9,6 +9,7 @@
 //! all zero gets the codes of zero. Segments that are not `eight_bit` keep `m` and `v` themselves, by the same rule.
 //! Source: bitsandbytes 95f9af30, csrc/kernels.cu lines 914-1147. Its CPU path decays before the update; we follow CUDA.
 
+mod codes;
 pub(super) mod cpu;
 pub(super) mod reference;
 #[cfg(test)]

@@ -177,3 +177,23 @@ fn a_segment_off_the_blocks_is_an_error() {
     let mut run = Run::new(&backend, &[1.0; 256], &segments);
     assert!(matches!(run.step(&[0.0; 256], &step(1)), Err(Error::Size { op: "adamw_8bit", got: 100, .. })));
 }
+
+#[test]
+fn the_table_gives_the_nearest_code() {
+    use crate::quant::dynamic::{nearest, signed_map, unsigned_map};
+    let mut random = Random::new(63);
+    let mut values: Vec<f32> = random.values(20_000);
+    values.extend(random.values(20_000).iter().map(|v| v.powi(7)));
+    for map in [signed_map(), unsigned_map()] {
+        values.extend(map);
+        for pair in map.windows(2) {
+            let middle = (pair[0] + pair[1]) * 0.5;
+            values.extend([middle.next_down(), middle, middle.next_up()]);
+        }
+    }
+    values.extend([0.0, -0.0, f32::MIN_POSITIVE, -1.0, 1.0, f32::INFINITY, f32::NEG_INFINITY]);
+    for value in values {
+        assert_eq!(super::codes::SIGNED.nearest(value), nearest(signed_map(), value), "{value:e}");
+        assert_eq!(super::codes::UNSIGNED.nearest(value), nearest(unsigned_map(), value), "{value:e}");
+    }
+}

@@ -7,7 +7,7 @@ use pulp::Arch;
 
 use super::tiles::{Block, TILE, Text, backward_text, forward_text};
 use crate::kernels::matrix::{Matrix, Texts};
-use crate::kernels::simd::{exp, sum2};
+use crate::kernels::simd::{exp, sum2, vectorized};
 use crate::kernels::threads::{Threads, with_scratch};
 use crate::kernels::{Attention, Result};
 
@@ -129,25 +129,29 @@ pub(crate) fn cached(
         with_scratch(visible.len(), |scores| {
             for (head, o) in o.chunks_exact_mut(dim).enumerate() {
                 let q = &qkv.row(row)[attention.q_column(kv_head * group + head)..][..dim];
-                arch.dispatch(|| {
-                    let mut highest = f32::NEG_INFINITY;
-                    for (score, j) in scores.iter_mut().zip(visible.clone()) {
-                        *score = scale * sum2(q, &keys.row(j)[column..column + dim], |q, k| q * k);
-                        highest = highest.max(*score);
-                    }
-                    o.fill(0.0);
-                    let mut total = 0.0;
-                    for (score, j) in scores.iter().zip(visible.clone()) {
-                        let p = exp(score - highest);
-                        total += p;
-                        for (o, v) in o.iter_mut().zip(&values.row(j)[column..column + dim]) {
-                            *o += p * v;
+                vectorized(
+                    arch,
+                    #[inline(always)]
+                    || {
+                        let mut highest = f32::NEG_INFINITY;
+                        for (score, j) in scores.iter_mut().zip(visible.clone()) {
+                            *score = scale * sum2(q, &keys.row(j)[column..column + dim], |q, k| q * k);
+                            highest = highest.max(*score);
                         }
-                    }
-                    for o in o {
-                        *o /= total;
-                    }
-                });
+                        o.fill(0.0);
+                        let mut total = 0.0;
+                        for (score, j) in scores.iter().zip(visible.clone()) {
+                            let p = exp(score - highest);
+                            total += p;
+                            for (o, v) in o.iter_mut().zip(&values.row(j)[column..column + dim]) {
+                                *o += p * v;
+                            }
+                        }
+                        for o in o.iter_mut() {
+                            *o /= total;
+                        }
+                    },
+                );
             }
         });
     });

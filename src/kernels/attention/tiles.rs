@@ -8,7 +8,7 @@ use crate::kernels::Attention;
 use crate::kernels::gemm::cpu::product;
 use crate::kernels::gemm::{PANEL, Product, Start};
 use crate::kernels::matrix::Matrix;
-use crate::kernels::simd::{exp, sum2};
+use crate::kernels::simd::{exp, sum2, vectorized};
 use crate::kernels::threads::with_scratch;
 
 /// Queries and keys of a tile: one packed panel of keys.
@@ -170,7 +170,11 @@ pub(super) fn forward_text(arch: Arch, text: &Text<'_>, queries: Range<usize>, o
                     let q = text.values(first, text.attention.q_column(text.kv_head * group + head));
                     let panel = &packed[key_tile * TILE * dim..][..TILE * dim];
                     scores(arch, q, text.qkv.cols, dim, panel, (block, keys), tile);
-                    arch.dispatch(|| running.update(text.attention, (block, keys), tile, (&mut *out, width), is_first));
+                    vectorized(
+                        arch,
+                        #[inline(always)]
+                        || running.update(text.attention, (block, keys), tile, (&mut *out, width), is_first),
+                    );
                     let v = text.values(keys.first, text.attention.v_column(text.kv_head));
                     let start = if is_first { Start::Zero } else { Start::Output };
                     times_rows(arch, tile, (v, text.qkv.cols), dim, (block, keys), start, (&mut *out, width));
@@ -300,19 +304,27 @@ pub(super) fn backward_text(
                 let gradient = &do_.values[row * do_.cols + q_column..];
                 let lse = &lse[(text.kv_head * group + head) * text.qkv.rows + row..][..queries.len];
                 let mut means = [0.0; TILE];
-                arch.dispatch(|| {
-                    for (i, mean) in means[..queries.len].iter_mut().enumerate() {
-                        let o = &o.values[(row + i) * o.cols + q_column..][..dim];
-                        *mean = sum2(&gradient[i * do_.cols..][..dim], o, |a, b| a * b);
-                    }
-                });
+                vectorized(
+                    arch,
+                    #[inline(always)]
+                    || {
+                        for (i, mean) in means[..queries.len].iter_mut().enumerate() {
+                            let o = &o.values[(row + i) * o.cols + q_column..][..dim];
+                            *mean = sum2(&gradient[i * do_.cols..][..dim], o, |a, b| a * b);
+                        }
+                    },
+                );
                 for key_tile in text.key_tiles(queries) {
                     let keys = Block::new(key_tile, text.len);
                     let panel = key_tile * TILE * dim..(key_tile + 1) * TILE * dim;
                     let tiles = (queries, keys);
                     scores(arch, q, text.qkv.cols, dim, &keys_packed[panel.clone()], tiles, p);
                     scores(arch, gradient, do_.cols, dim, &values_packed[panel], tiles, ds);
-                    arch.dispatch(|| gradient_tile(attention, tiles, lse, &means, text.score_scale(), p, ds));
+                    vectorized(
+                        arch,
+                        #[inline(always)]
+                        || gradient_tile(attention, tiles, lse, &means, text.score_scale(), p, ds),
+                    );
                     let keys_out = &mut out[keys.first * width..];
                     let (dk, dv) = (group * dim, (group + 1) * dim);
                     let c = (&mut keys_out[dv..], width);

@@ -3,7 +3,7 @@
 use pulp::Arch;
 
 use crate::kernels::matrix::Matrix;
-use crate::kernels::simd::{exp, max, sum};
+use crate::kernels::simd::{exp, max, sum, vectorized};
 use crate::kernels::threads::Threads;
 
 pub(crate) fn loss_and_gradient(
@@ -18,7 +18,11 @@ pub(crate) fn loss_and_gradient(
     let pieces = logits.values.chunks_mut(rows * width).zip(losses.chunks_mut(rows)).zip(targets.chunks(rows));
     threads.each(pieces.collect(), |((logits, losses), targets)| {
         for ((row, loss), &target) in logits.chunks_exact_mut(width).zip(losses).zip(targets) {
-            *loss = arch.dispatch(|| gradient_row(row, target as usize, weight as f32));
+            *loss = vectorized(
+                arch,
+                #[inline(always)]
+                || gradient_row(row, target as usize, weight as f32),
+            );
         }
     });
     losses.iter().sum()
@@ -32,7 +36,11 @@ pub(crate) fn log_probs((threads, arch): (&Threads, Arch), logits: &Matrix<f32>,
         for (t, log_prob) in log_probs.iter_mut().enumerate() {
             let t = piece * rows + t;
             let row = logits.row(t);
-            let (highest, total) = arch.dispatch(|| highest_and_sum(row));
+            let (highest, total) = vectorized(
+                arch,
+                #[inline(always)]
+                || highest_and_sum(row),
+            );
             *log_prob = f64::from(row[targets[t] as usize] - highest) - f64::from(total).ln();
         }
     });

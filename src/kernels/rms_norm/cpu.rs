@@ -3,7 +3,7 @@
 use pulp::Arch;
 
 use crate::kernels::matrix::Matrix;
-use crate::kernels::simd::{sum, sum2};
+use crate::kernels::simd::{sum, sum2, vectorized};
 use crate::kernels::threads::Threads;
 
 pub(crate) fn forward(
@@ -16,16 +16,21 @@ pub(crate) fn forward(
 ) {
     let width = x.cols.max(1);
     for_rows_with(threads, x.rows, width, &mut y.values, rstd, |first, y, rstd| {
-        arch.dispatch(|| {
-            for ((y, rstd), x) in y.chunks_exact_mut(width).zip(rstd).zip(x.values[first * width..].chunks_exact(width))
-            {
-                let mean = sum(x, |x| x * x) / width as f32;
-                *rstd = 1.0 / (mean + eps as f32).sqrt();
-                for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
-                    *y = x * *rstd * weight;
+        vectorized(
+            arch,
+            #[inline(always)]
+            || {
+                for ((y, rstd), x) in
+                    y.chunks_exact_mut(width).zip(rstd.iter_mut()).zip(x.values[first * width..].chunks_exact(width))
+                {
+                    let mean = sum(x, |x| x * x) / width as f32;
+                    *rstd = 1.0 / (mean + eps as f32).sqrt();
+                    for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
+                        *y = x * *rstd * weight;
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
@@ -40,17 +45,21 @@ pub(crate) fn backward_add(
     let width = x.cols.max(1);
     let rows = threads.rows_per_piece(x.rows, 2 * width);
     threads.pieces(&mut dx.values, rows * width, |piece, dx| {
-        arch.dispatch(|| {
-            let first = piece * rows;
-            for (t, dx) in dx.chunks_exact_mut(width).enumerate() {
-                let (x, dy, rstd) = (x.row(first + t), dy.row(first + t), rstd[first + t]);
-                let dot = weighted_dot(x, dy, weight);
-                let along = rstd * rstd * rstd * dot / width as f32;
-                for (((dx, x), dy), weight) in dx.iter_mut().zip(x).zip(dy).zip(weight) {
-                    *dx += rstd * (dy * weight) - x * along;
+        vectorized(
+            arch,
+            #[inline(always)]
+            || {
+                let first = piece * rows;
+                for (t, dx) in dx.chunks_exact_mut(width).enumerate() {
+                    let (x, dy, rstd) = (x.row(first + t), dy.row(first + t), rstd[first + t]);
+                    let dot = weighted_dot(x, dy, weight);
+                    let along = rstd * rstd * rstd * dot / width as f32;
+                    for (((dx, x), dy), weight) in dx.iter_mut().zip(x).zip(dy).zip(weight) {
+                        *dx += rstd * (dy * weight) - x * along;
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }
 

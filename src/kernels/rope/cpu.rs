@@ -6,6 +6,7 @@ use pulp::Arch;
 
 use crate::kernels::Attention;
 use crate::kernels::matrix::{Matrix, Texts};
+use crate::kernels::simd::vectorized;
 use crate::kernels::threads::Threads;
 
 /// The rotations of the positions seen so far, for one set of frequencies.
@@ -66,15 +67,19 @@ pub(crate) fn rotate(
     let positions: Vec<usize> = texts.positions().collect();
     let rows = threads.rows_per_piece(qkv.rows, rotated);
     threads.pieces(&mut qkv.values, rows * width, |piece, qkv| {
-        arch.dispatch(|| {
-            for (row, &position) in qkv.chunks_exact_mut(width).zip(&positions[piece * rows..]) {
-                let (cos, sin) = rotations.values[position * 2 * half..(position + 1) * 2 * half].split_at(half);
-                for head in row[..rotated].chunks_exact_mut(attention.head_dim) {
-                    let (first, second) = head.split_at_mut(half);
-                    rotate_head(first, second, cos, sin, sign as f32);
+        vectorized(
+            arch,
+            #[inline(always)]
+            || {
+                for (row, &position) in qkv.chunks_exact_mut(width).zip(&positions[piece * rows..]) {
+                    let (cos, sin) = rotations.values[position * 2 * half..(position + 1) * 2 * half].split_at(half);
+                    for head in row[..rotated].chunks_exact_mut(attention.head_dim) {
+                        let (first, second) = head.split_at_mut(half);
+                        rotate_head(first, second, cos, sin, sign as f32);
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }
 

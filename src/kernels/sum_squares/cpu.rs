@@ -2,6 +2,7 @@
 
 use pulp::Arch;
 
+use crate::kernels::simd::vectorized;
 use crate::kernels::threads::Threads;
 
 /// Values a block sums: fixed, so that the order of additions is.
@@ -13,7 +14,13 @@ const LANES: usize = 32;
 pub(crate) fn sum_squares((threads, arch): (&Threads, Arch), x: &[f32]) -> f64 {
     let mut blocks = vec![0.0; x.len().div_ceil(BLOCK)];
     let pieces = blocks.iter_mut().zip(x.chunks(BLOCK));
-    threads.each(pieces.collect(), |(sum, x)| *sum = arch.dispatch(|| block(x)));
+    threads.each(pieces.collect(), |(sum, x)| {
+        *sum = vectorized(
+            arch,
+            #[inline(always)]
+            || block(x),
+        )
+    });
     blocks.iter().sum()
 }
 
