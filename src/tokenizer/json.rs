@@ -24,6 +24,8 @@ pub(super) struct Loaded {
     /// What the post-processor puts in front of a text.
     pub prefix: Vec<u32>,
     pub unknown: Option<u32>,
+    /// Bytes that cannot be encoded.
+    pub uncovered: Vec<u8>,
 }
 
 pub(super) fn parse(bytes: &[u8], origin: &str) -> Result<Value> {
@@ -53,7 +55,7 @@ pub(super) fn load(mut root: Value, origin: &str) -> Result<Loaded> {
         file.insert(key.to_owned(), Value::Null);
     }
     let spelling = reader.spelling(file.get("decoder").unwrap_or(&Value::Null))?;
-    reader.coverage(file, &vocabulary, has_bytes, unknown)?;
+    let uncovered = reader.uncovered(file, &vocabulary, has_bytes, unknown)?;
     let post_processor = file.insert("post_processor".to_owned(), Value::Null).unwrap_or(Value::Null);
     let prefix = reader.prefix(&post_processor, &vocabulary, &added)?;
 
@@ -73,7 +75,7 @@ pub(super) fn load(mut root: Value, origin: &str) -> Result<Loaded> {
         }
         highest = highest.max(token.id);
     }
-    Ok(Loaded { model, size: highest as usize + 1, spelling, prefix, unknown })
+    Ok(Loaded { model, size: highest as usize + 1, spelling, prefix, unknown, uncovered })
 }
 
 struct AddedToken {
@@ -198,28 +200,27 @@ impl Reader<'_> {
         }
     }
 
-    /// Fails if a character could vanish: the crate leaves out what neither a token, a byte nor `unk` stands for.
-    fn coverage(
+    /// The bytes no token stands for: the crate leaves them out in silence, so a text that holds one must be an error.
+    fn uncovered(
         &self,
         file: &Map<String, Value>,
         vocabulary: &HashMap<String, u32>,
         has_bytes: bool,
         unknown: Option<u32>,
-    ) -> Result<()> {
-        let is_byte_level = file.get("pre_tokenizer").is_some_and(|value| mentions(value, "ByteLevel"))
-            || file.get("normalizer").is_some_and(|value| mentions(value, "ByteLevel"));
+    ) -> Result<Vec<u8>> {
+        let is_byte_level =
+            ["pre_tokenizer", "normalizer"].iter().any(|key| file.get(*key).is_some_and(|v| mentions(v, "ByteLevel")));
         let spelled = |byte: u8| if is_byte_level { char_of(byte).to_string() } else { format!("<{byte:#04X}>") };
-        let missing = (0..=255u8).map(spelled).find(|token| !vocabulary.contains_key(token));
-        let is_covered = (is_byte_level || has_bytes) && missing.is_none();
-        if is_covered || unknown.is_some() {
-            return Ok(());
-        }
-        Err(self.bad(&match missing {
-            Some(token) if is_byte_level || has_bytes => {
-                format!("it has no token `{token}` and no unknown token, so characters would be lost")
+        let missing: Vec<u8> = (0..=255u8).filter(|byte| !vocabulary.contains_key(&spelled(*byte))).collect();
+        match (is_byte_level, unknown) {
+            (_, Some(_)) => Ok(Vec::new()),
+            // Byte-level vocabularies in use lack the bytes that never came up in training, such as control characters.
+            (true, None) => Ok(missing),
+            (false, None) if has_bytes && missing.is_empty() => Ok(missing),
+            (false, None) => {
+                Err(self.bad("it has neither all byte tokens nor an unknown token, so characters would be lost"))
             }
-            _ => "it has neither byte tokens nor an unknown token, so characters would be lost".to_owned(),
-        }))
+        }
     }
 
     fn spelling(&self, decoder: &Value) -> Result<Spelling> {

@@ -47,6 +47,8 @@ pub enum Error {
     UnknownId { id: u32, tokens: usize },
     #[error("plain text would become the special token `{token}`; take it out of the text")]
     SpecialFromText { token: String },
+    #[error("the model has no token for {character:?} (U+{:04X}); take it out of the text", u32::from(*.character))]
+    NoToken { character: char },
     #[error("the text cannot be tokenised: {reason}")]
     Encode { reason: String },
     #[error(transparent)]
@@ -84,6 +86,7 @@ struct Inner {
     eos: Option<Special>,
     eos_ids: Vec<u32>,
     unknown: Option<u32>,
+    uncovered: Vec<u8>,
 }
 
 impl Tokenizer {
@@ -151,7 +154,16 @@ impl Tokenizer {
         }
         let mut seen = HashSet::new();
         let eos_ids = roles.eos.iter().copied().filter(|id| seen.insert(*id)).collect();
-        Ok(Self(Arc::new(Inner { model: loaded.model, pieces, prefix, bos, eos, eos_ids, unknown: loaded.unknown })))
+        Ok(Self(Arc::new(Inner {
+            model: loaded.model,
+            pieces,
+            prefix,
+            bos,
+            eos,
+            eos_ids,
+            unknown: loaded.unknown,
+            uncovered: loaded.uncovered,
+        })))
     }
 
     /// The ids of `text`, after what the model's own rule puts in front (usually the begin-of-sequence token).
@@ -165,6 +177,11 @@ impl Tokenizer {
 
     /// The ids of `text` alone.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        let uncovered = &self.0.uncovered;
+        if !uncovered.is_empty() && text.bytes().any(|byte| uncovered.contains(&byte)) {
+            let is_lost = |c: &char| c.encode_utf8(&mut [0; 4]).bytes().any(|byte| uncovered.contains(&byte));
+            return Err(Error::NoToken { character: text.chars().find(is_lost).unwrap_or_default() });
+        }
         let encoding =
             self.0.model.encode_fast(text, false).map_err(|error| Error::Encode { reason: error.to_string() })?;
         let ids = encoding.get_ids();

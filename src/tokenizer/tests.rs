@@ -374,3 +374,18 @@ fn gguf_metadata_that_is_missing_or_unknown_is_named() {
         }
     }
 }
+
+/// SmolLM2's vocabulary lacks the byte 0x04, among others.
+#[test]
+fn a_character_without_a_token_is_an_error_instead_of_a_gap() {
+    let mut root: Value = serde_json::from_str(BYTE_LEVEL).unwrap();
+    let vocab = root["model"]["vocab"].as_object_mut().unwrap();
+    vocab.remove("Ą").unwrap(); // 0x04
+    vocab.remove("ó").unwrap(); // 0xF3, which begins characters of plane 15
+    let tokenizer = load(&root.to_string()).unwrap();
+    assert!(tokenizer.encode("köttbullar ó").is_ok());
+    let error = tokenizer.encode("a\u{4}b").unwrap_err().to_string();
+    assert_eq!(error, "the model has no token for '\\u{4}' (U+0004); take it out of the text");
+    assert!(matches!(tokenizer.encode("a\u{F0000}"), Err(Error::NoToken { character: '\u{F0000}' })));
+    assert!(byte_level().encode("a\u{4}b").is_ok());
+}
