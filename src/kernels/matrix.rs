@@ -19,7 +19,7 @@ impl<F: Copy + Default> Matrix<F> {
 
     /// Gives the matrix a shape and keeps its memory; the values are whatever they were, new ones are zero.
     pub(crate) fn resize(&mut self, rows: usize, cols: usize) -> Result<()> {
-        let len = rows.checked_mul(cols).unwrap_or(usize::MAX);
+        let len = rows.saturating_mul(cols);
         reserve("resize", &mut self.values, len)?;
         self.values.resize(len, F::default());
         (self.rows, self.cols) = (rows, cols);
@@ -89,9 +89,5 @@ impl Texts {
     /// One more than the highest position.
     pub(crate) fn position_end(&self) -> usize {
         self.first_position + self.rows().map(|rows| rows.len()).max().unwrap_or(0)
-    }
-
-    pub(crate) fn first_position(&self) -> usize {
-        self.first_position
     }
 }

@@ -2,6 +2,7 @@
 
 use pulp::Arch;
 
+use super::{Pieces, in_order};
 use crate::kernels::simd::vectorized;
 use crate::kernels::threads::Threads;
 use crate::kernels::{AdamWStep, StateSegment};
@@ -18,21 +19,21 @@ pub(crate) fn update(
     segments: &[StateSegment],
     step: &AdamWStep,
 ) {
-    for segment in segments {
+    let (mut params, mut m, mut v) = (Pieces::new(params), Pieces::new(m), Pieces::new(v));
+    let mut tasks = Vec::new();
+    for segment in in_order(segments) {
         let range = segment.offset..segment.offset + segment.len;
-        let pieces = params[range.clone()]
-            .chunks_mut(PIECE)
-            .zip(gradients[range.clone()].chunks(PIECE))
-            .zip(m[range.clone()].chunks_mut(PIECE))
-            .zip(v[range].chunks_mut(PIECE));
-        threads.each(pieces.collect(), |(((params, gradients), m), v)| {
-            vectorized(
-                arch,
-                #[inline(always)]
-                || piece(params, gradients, m, v, step),
-            );
-        });
+        let moments = m.take(range.clone()).chunks_mut(PIECE).zip(v.take(range.clone()).chunks_mut(PIECE));
+        let parameters = params.take(range.clone()).chunks_mut(PIECE).zip(gradients[range].chunks(PIECE));
+        tasks.extend(parameters.zip(moments));
     }
+    threads.each(tasks, |((params, gradients), (m, v))| {
+        vectorized(
+            arch,
+            #[inline(always)]
+            || piece(params, gradients, m, v, step),
+        );
+    });
 }
 
 #[inline(always)]

@@ -2,7 +2,8 @@
 
 use pulp::Arch;
 
-use super::codes::{SIGNED, UNSIGNED};
+use super::super::adamw::{Pieces, in_order};
+use super::codes::{Codes, SIGNED, UNSIGNED};
 use super::{BLOCK, State, keep_and_fresh, step_size_and_eps};
 use crate::kernels::simd::vectorized;
 use crate::kernels::threads::Threads;
@@ -21,45 +22,55 @@ pub(crate) fn update(
     step: &AdamWStep,
 ) {
     let constants = Constants::new(step);
-    for segment in segments {
+    let len = PIECE * BLOCK;
+    let mut params = Pieces::new(params);
+    let (mut m, mut v) = (Pieces::new(state.m), Pieces::new(state.v));
+    let (mut codes_m, mut codes_v) = (Pieces::new(state.codes_m), Pieces::new(state.codes_v));
+    let (mut absmax_m, mut absmax_v) = (Pieces::new(state.absmax_m), Pieces::new(state.absmax_v));
+    let mut tasks = Vec::new();
+    for segment in in_order(segments) {
         let range = segment.offset..segment.offset + segment.len;
-        let len = PIECE * BLOCK;
-        let parameters = params[range.clone()].chunks_mut(len).zip(gradients[range.clone()].chunks(len));
-        if !segment.eight_bit {
-            let moments = state.m[range.clone()].chunks_mut(len).zip(state.v[range].chunks_mut(len));
-            threads.each(parameters.zip(moments).collect(), |((params, gradients), (m, v))| {
-                vectorized(
-                    arch,
-                    #[inline(always)]
-                    || moments_and_update(params, gradients, m, v, &constants),
-                );
-            });
-            continue;
+        let parameters = params.take(range.clone()).chunks_mut(len).zip(gradients[range.clone()].chunks(len));
+        if segment.eight_bit {
+            let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK);
+            let codes = codes_m.take(range.clone()).chunks_mut(len).zip(codes_v.take(range).chunks_mut(len));
+            let absmax_m = absmax_m.take(blocks.clone()).chunks_mut(PIECE);
+            let absmax = absmax_m.zip(absmax_v.take(blocks).chunks_mut(PIECE));
+            tasks.extend(
+                parameters
+                    .zip(codes.zip(absmax))
+                    .map(|(parameters, (codes, absmax))| (parameters, Moments::EightBit { codes, absmax })),
+            );
+        } else {
+            let moments = m.take(range.clone()).chunks_mut(len).zip(v.take(range).chunks_mut(len));
+            tasks.extend(parameters.zip(moments).map(|(parameters, (m, v))| (parameters, Moments::Full(m, v))));
         }
-        let codes = state.codes_m[range.clone()].chunks_mut(len).zip(state.codes_v[range.clone()].chunks_mut(len));
-        let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK);
-        let absmax = state.absmax_m[blocks.clone()].chunks_mut(PIECE).zip(state.absmax_v[blocks].chunks_mut(PIECE));
-        threads.each(parameters.zip(codes.zip(absmax)).collect(), |((params, gradients), (codes, absmax))| {
+    }
+    threads.each(tasks, |((params, gradients), moments)| match moments {
+        Moments::Full(m, v) => vectorized(
+            arch,
+            #[inline(always)]
+            || moments_and_update(params, gradients, m, v, &constants),
+        ),
+        Moments::EightBit { codes, absmax } => {
             let blocks = params.chunks_mut(BLOCK).zip(gradients.chunks(BLOCK));
             let codes = codes.0.chunks_mut(BLOCK).zip(codes.1.chunks_mut(BLOCK));
             let absmax = absmax.0.iter_mut().zip(absmax.1);
-            for (((params, gradients), codes), absmax) in blocks.zip(codes).zip(absmax) {
+            for (((params, gradients), (codes_m, codes_v)), (absmax_m, absmax_v)) in blocks.zip(codes).zip(absmax) {
                 vectorized(
                     arch,
                     #[inline(always)]
-                    || {
-                        block(
-                            params,
-                            gradients,
-                            (&mut *codes.0, &mut *codes.1),
-                            (&mut *absmax.0, &mut *absmax.1),
-                            &constants,
-                        )
-                    },
+                    || block(params, gradients, (codes_m, codes_v), (absmax_m, absmax_v), &constants),
                 );
             }
-        });
-    }
+        }
+    });
+}
+
+/// The moments of a task's parameters.
+enum Moments<'a> {
+    Full(&'a mut [f32], &'a mut [f32]),
+    EightBit { codes: (&'a mut [u8], &'a mut [u8]), absmax: (&'a mut [f32], &'a mut [f32]) },
 }
 
 /// The step's factors, rounded once.
@@ -100,35 +111,35 @@ fn block(
     constants: &Constants,
 ) {
     let (mut m, mut v) = ([0.0_f32; BLOCK], [0.0_f32; BLOCK]);
+    let (signed, unsigned) = (signed_map(), unsigned_map());
+    let (signed_codes, unsigned_codes) = (&*SIGNED, &*UNSIGNED);
     for (m, code) in m.iter_mut().zip(&*codes_m) {
-        *m = signed_map()[usize::from(*code)] * *absmax_m;
+        *m = signed[usize::from(*code)] * *absmax_m;
     }
     for (v, code) in v.iter_mut().zip(&*codes_v) {
-        *v = unsigned_map()[usize::from(*code)] * *absmax_v;
+        *v = unsigned[usize::from(*code)] * *absmax_v;
     }
     moments_and_update(params, gradients, &mut m, &mut v, constants);
     let len = params.len();
     *absmax_m = m[..len].iter().fold(0.0, |highest, m| highest.max(m.abs()));
     *absmax_v = v[..len].iter().fold(0.0, |highest, v| highest.max(*v));
     for (code, m) in codes_m.iter_mut().zip(m) {
-        *code = signed_code(m, *absmax_m);
+        *code =
+            if *absmax_m > 0.0 { signed_code(signed, signed_codes, m, *absmax_m) } else { signed_codes.nearest(0.0) };
     }
     for (code, v) in codes_v.iter_mut().zip(v) {
-        *code = if *absmax_v > 0.0 { UNSIGNED.nearest(v / *absmax_v) } else { 0 };
+        *code = if *absmax_v > 0.0 { unsigned_codes.nearest(v / *absmax_v) } else { 0 };
     }
 }
 
 /// The nearest code of `m / absmax`, moved by one where it would change the sign of `m`.
-fn signed_code(m: f32, absmax: f32) -> u8 {
-    if absmax == 0.0 {
-        return SIGNED.nearest(0.0);
-    }
-    let code = SIGNED.nearest(m / absmax);
-    match (signed_map()[usize::from(code)].is_sign_negative(), m.is_sign_negative()) {
-        (true, false) => code + 1,
-        (false, true) => code - 1,
-        _ => code,
-    }
+#[inline(always)]
+fn signed_code(map: &[f32; 256], codes: &Codes, m: f32, absmax: f32) -> u8 {
+    let code = codes.nearest(m / absmax);
+    let is_negative = map[usize::from(code)].is_sign_negative();
+    let up = is_negative && m.is_sign_positive();
+    let down = !is_negative && m.is_sign_negative();
+    code + u8::from(up) - u8::from(down)
 }
 
 #[inline(always)]

@@ -15,7 +15,7 @@ pub(super) mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::adamw::check_end;
+use super::adamw::{check_apart, check_end};
 use super::{AdamWStep, Result, StateSegment, same};
 
 /// Parameters that share one `absmax`.
@@ -35,6 +35,7 @@ pub(super) struct State<'a, F> {
 pub(super) fn check<F>(params: &[F], gradients: &[F], state: &State<'_, F>, segments: &[StateSegment]) -> Result<()> {
     let op = "adamw_8bit";
     same(op, "the length of gradients", gradients.len(), params.len())?;
+    check_apart(op, segments)?;
     for segment in segments {
         check_end(op, segment, params.len())?;
         if segment.eight_bit {

@@ -1,4 +1,5 @@
 //! The plain loops of `linear`.
+#![expect(clippy::needless_range_loop, reason = "written as the formulas are: one index for several arrays")]
 
 use super::Adapters;
 use crate::kernels::gemm::reference::dot;
