@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::excessive_precision)]
 
 use crate::kernels::adamw::tests::step;
 use crate::kernels::testing::{Random, assert_close, assert_same_bits, difference, full, read_full};

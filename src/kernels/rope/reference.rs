@@ -1,4 +1,5 @@
 //! The plain loops of `rope`.
+#![expect(clippy::needless_range_loop, reason = "written as the formulas are: one index for several arrays")]
 
 use crate::kernels::Attention;
 use crate::kernels::matrix::{Matrix, Texts};
