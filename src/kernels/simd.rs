@@ -37,9 +37,9 @@ pub(super) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     const LOWEST: f32 = -87.33;
     const HIGHEST: f32 = 88.72;
-    // Comparisons, not `clamp`: they become one instruction each and keep NaN out of the exponent bits.
-    let clamped = if x > LOWEST { x } else { LOWEST };
-    let clamped = if clamped < HIGHEST { clamped } else { HIGHEST };
+    // Comparisons, not `clamp`: they become one instruction each. NaN passes both and comes out as NaN.
+    let clamped = if x < LOWEST { LOWEST } else { x };
+    let clamped = if clamped > HIGHEST { HIGHEST } else { clamped };
     let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
     let n = rounded - ROUND;
     let r = (clamped - n * 0.693_359_4) + n * 2.121_944_4e-4;

@@ -95,3 +95,10 @@ fn a_target_outside_the_vocabulary_is_an_error_and_changes_nothing() {
     assert!(matches!(backend.log_probs(&logits, &vec![0]), Err(Error::Size { got: 1, wanted: 2, .. })));
     assert_eq!(backend.cross_entropy(&mut backend.act(), &vec![], 1.0).unwrap(), 0.0);
 }
+
+#[test]
+fn a_logit_that_is_not_a_number_shows_in_the_loss() {
+    let backend = Cpu::new(Some(1));
+    let mut logits = act(&backend, 1, 3, &[0.0, f32::NAN, 1.0]);
+    assert!(backend.cross_entropy(&mut logits, &vec![0], 1.0).unwrap().is_nan());
+}
