@@ -1,5 +1,7 @@
 //! Files: the only user of `std::fs`. Every error names the path and says what to do.
 
+pub mod folder;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Deref;

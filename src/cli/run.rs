@@ -46,14 +46,17 @@ pub(super) fn main(arguments: &Run, argv: Vec<String>, stop: &Stop) -> anyhow::R
     result.map_err(|failure| (*failure).into())
 }
 
+/// A file of parameters beyond this is no file of parameters.
+const LONGEST_PARAMETERS: u64 = 16 << 20;
+
 /// What the user gave for the recipe's parameters.
 fn given(arguments: &Run) -> anyhow::Result<Given> {
     let file = match &arguments.params {
         None => None,
         Some(path) => {
             let told = |what: String| Failure::new(Kind::Usage, what);
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| told(format!("cannot read the parameters of `{}`: {error}", path.display())))?;
+            let text = crate::io::read_text(path, LONGEST_PARAMETERS)
+                .map_err(|error| told(format!("cannot read the parameters: {error}")))?;
             Some((path.clone(), text))
         }
     };

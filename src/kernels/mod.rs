@@ -2,6 +2,9 @@
 //!
 //! `Cpu` computes in f32 on all cores; `Reference` computes the same in f64 with plain loops and is the proof.
 
+// rows and columns by number, as in the formulas
+#![allow(clippy::needless_range_loop)]
+
 mod backend;
 mod cpu;
 mod frozen;

@@ -42,7 +42,7 @@ impl Folder {
         disk::write(&path, bytes)
     }
 
-    pub(super) fn lines(&self, name: &str) -> Result<(PathBuf, std::fs::File)> {
+    pub(super) fn lines(&self, name: &str) -> Result<(PathBuf, disk::Lines)> {
         let path = self.path.join(name);
         disk::open_lines(&path).map(|file| (path, file))
     }

@@ -1,12 +1,12 @@
 //! What happened during a run, one JSON object a line. Nothing is buffered: a killed run keeps its lines.
 
-use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Map, Value, json};
 
+use super::disk::Lines;
 use super::{Error, Folder, Result};
 
 /// The names of a metrics row in the order they are written; others follow as given.
@@ -16,8 +16,8 @@ const ROW: [&str; 8] =
 /// Writes `log.jsonl` and `metrics.jsonl`.
 #[derive(Debug)]
 pub struct Journal {
-    log: Mutex<(PathBuf, File)>,
-    metrics: Mutex<(PathBuf, File)>,
+    log: Mutex<(PathBuf, Lines)>,
+    metrics: Mutex<(PathBuf, Lines)>,
 }
 
 impl Journal {
@@ -46,7 +46,7 @@ impl Journal {
     }
 }
 
-fn append(file: &Mutex<(PathBuf, File)>, line: &Value) -> Result<()> {
+fn append(file: &Mutex<(PathBuf, Lines)>, line: &Value) -> Result<()> {
     let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
     let mut text = line.to_string();
     text.push('\n');

@@ -19,15 +19,25 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("engine", &["kernels", "weights", "quant", "philox"]),
     ("generate", &["tokenizer", "philox"]),
     ("export", &["engine", "kernels", "weights", "tokenizer", "io"]),
-    (
-        "train",
-        &["engine", "kernels", "weights", "data", "optim", "tokenizer", "hub", "generate", "export", "io"],
-    ),
+    ("train", &["engine", "kernels", "weights", "data", "optim", "tokenizer", "hub", "generate", "export", "io"]),
     ("recipe", &["io"]),
     ("run", &["io", "recipe"]),
     (
         "script",
-        &["train", "generate", "export", "data", "hub", "tokenizer", "optim", "schedule", "recipe", "run", "io", "philox"],
+        &[
+            "train",
+            "generate",
+            "export",
+            "data",
+            "hub",
+            "tokenizer",
+            "optim",
+            "schedule",
+            "recipe",
+            "run",
+            "io",
+            "philox",
+        ],
     ),
     ("cli", &["script", "recipe", "run", "io"]),
 ];
@@ -85,7 +95,8 @@ fn is_test(path: &str) -> bool {
 fn code(path: &Path) -> Vec<(usize, String)> {
     let text = fs::read_to_string(path).unwrap();
     let lines: Vec<&str> = text.lines().collect();
-    let is_test_module = |i: usize| lines[i].trim() == "#[cfg(test)]" && lines.get(i + 1).is_some_and(|l| l.ends_with('{'));
+    let is_test_module =
+        |i: usize| lines[i].trim() == "#[cfg(test)]" && lines.get(i + 1).is_some_and(|l| l.ends_with('{'));
     let end = (0..lines.len()).find(|&i| is_test_module(i)).unwrap_or(lines.len());
     let shown = lines[..end].iter().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
     shown.map(|(i, line)| (i + 1, (*line).to_owned())).collect()
@@ -98,9 +109,9 @@ fn uses(line: &str) -> Vec<String> {
         .flat_map(|rest| {
             let names: Vec<&str> =
                 if let Some(list) = rest.strip_prefix('{') { list.split(',').collect() } else { vec![rest] };
-            names.into_iter().map(|name| {
-                name.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
-            })
+            names
+                .into_iter()
+                .map(|name| name.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>())
         })
         .filter(|name| !name.is_empty())
         .collect()
