@@ -181,12 +181,23 @@ fn hint(name: &str) -> &'static str {
 /// Every `A` has its `B`, and both have the rank the config gives.
 fn check_pairs(tensors: &[AdapterTensor], config: &AdapterConfig, origin: &str) -> Result<()> {
     let shapes: HashMap<_, _> = tensors.iter().map(|t| (t.name.as_str(), t.shape)).collect();
+    let partner = |name: &str| {
+        let (layer, module, matrix) = parse_key(name)?;
+        key(layer, module, if matrix == 'A' { 'B' } else { 'A' }).map(|other| (matrix, other))
+    };
+    let is_alone = |name: &&str| partner(name).is_some_and(|(_, other)| !shapes.contains_key(other.as_str()));
+    let mut alone: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).filter(is_alone).collect();
+    alone.sort_unstable();
+    if let Some(first) = alone.first() {
+        let names = alone.iter().take(3).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        let names = if alone.len() > 3 { format!("{names} …") } else { names };
+        let missing = partner(first).map(|(_, other)| other).unwrap_or_default();
+        let problem = format!("these have no partner: {names}; `{missing}` is missing, was a key renamed?");
+        return Err(Error::Adapter { origin: origin.into(), problem });
+    }
     for tensor in tensors {
-        let Some((layer, module, matrix)) = parse_key(&tensor.name) else { continue };
-        let other = key(layer, module, if matrix == 'A' { 'B' } else { 'A' }).unwrap_or_default();
-        let Some(&other_shape) = shapes.get(other.as_str()) else {
-            return Err(Error::TensorMissing { origin: origin.into(), name: other, more: String::new() });
-        };
+        let Some((matrix, other)) = partner(&tensor.name) else { continue };
+        let Some(&other_shape) = shapes.get(other.as_str()) else { continue };
         let (rank, other_rank) = match matrix {
             'A' => (tensor.shape[0], other_shape[1]),
             _ => (tensor.shape[1], other_shape[0]),
