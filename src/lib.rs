@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod data;
 pub mod engine;
+pub mod export;
 pub mod generate;
 pub mod hub;
 pub mod io;
@@ -17,4 +18,5 @@ pub mod run;
 pub mod schedule;
 pub mod script;
 pub mod tokenizer;
+pub mod train;
 pub mod weights;

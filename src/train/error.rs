@@ -1,0 +1,91 @@
+//! What can go wrong between a script's loop and the engine.
+
+use std::fmt;
+
+/// Why training, evaluation or generation refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Engine(#[from] crate::engine::Error),
+    #[error(transparent)]
+    Weights(#[from] crate::weights::Error),
+    #[error(transparent)]
+    Hub(#[from] crate::hub::Error),
+    #[error("this build holds no built-in model: give a folder or a .gguf file")]
+    NoBuiltIn,
+    #[error(transparent)]
+    Tokenizer(#[from] crate::tokenizer::Error),
+    #[error(transparent)]
+    Data(#[from] crate::data::Error),
+    #[error(transparent)]
+    Optim(#[from] crate::optim::Error),
+    #[error(transparent)]
+    Export(#[from] crate::export::Error),
+    #[error(transparent)]
+    Generate(crate::generate::Error),
+    #[error(transparent)]
+    Candle(#[from] super::glue::CandleError),
+    #[error("{what} is {value} at optimizer step {step}, with {rows}")]
+    NotFinite { what: &'static str, value: f64, step: u64, rows: Rows },
+    #[error("this loss has given its gradients already: compute `model.loss(batch)` anew before the next `backward()`")]
+    Spent,
+    #[error("`backward()` needs one number, this tensor has {elements}: reduce it with `sum()` or `mean()` first")]
+    NotScalar { elements: usize },
+    #[error("nothing in this tensor depends on a trained parameter, so `backward()` would change nothing")]
+    NoGraph,
+    #[error(
+        "a text of {got} tokens is longer than the {limit} this model was loaded for: cut the texts with `max_length`, or raise `max_seq_length`"
+    )]
+    TooLong { got: usize, limit: usize },
+    #[error("there is no text to evaluate on")]
+    NothingToEvaluate,
+    #[error(
+        "the adapter this optimizer was made for is no longer on the model: make a new one from `model.parameters()`"
+    )]
+    OtherAdapter,
+    #[error("the learning rate is {value}, wanted a finite number of at least 0")]
+    LearningRate { value: f64 },
+    #[error("there is no word whose probability could be told: give one that adds tokens to the prompt")]
+    NoWord,
+}
+
+impl Error {
+    /// Whether somebody asked to stop.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Engine(crate::engine::Error::Cancelled))
+    }
+}
+
+impl From<crate::generate::Error> for Error {
+    /// Takes our own error out again where the model's answer carried it.
+    fn from(error: crate::generate::Error) -> Self {
+        match error {
+            crate::generate::Error::Model(inner) => match inner.downcast::<Self>() {
+                Ok(own) => *own,
+                Err(other) => Self::Generate(crate::generate::Error::Model(other)),
+            },
+            other => Self::Generate(other),
+        }
+    }
+}
+
+/// The rows a number came from, as `file:line`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rows(pub Vec<String>);
+
+/// Names beyond this many are counted.
+const SHOWN_ROWS: usize = 8;
+
+impl fmt::Display for Rows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = self.0.iter().take(SHOWN_ROWS).cloned().collect::<Vec<_>>().join(", ");
+        match self.0.len() {
+            0 => f.write_str("rows that have no place"),
+            n if n > SHOWN_ROWS => write!(f, "{shown} and {} more", n - SHOWN_ROWS),
+            1 => write!(f, "row {shown}"),
+            _ => write!(f, "rows {shown}"),
+        }
+    }
+}
+
+pub type Result<T> = std::result::Result<T, Error>;

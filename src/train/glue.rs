@@ -1,0 +1,104 @@
+//! The engine as one node of candle's graph.
+//!
+//! `Model::loss` runs the engine's forward and returns an ordinary candle scalar whose only parent is an anchor
+//! variable; candle's backward calls `EngineOp::bwd` once with the upstream gradient, and the engine adds the
+//! adapter's gradients into its own flat buffer. Read in candle 0.11.1: `backprop.rs` keeps a node whose argument is
+//! a variable, and `None` for that argument allocates nothing.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Var};
+
+pub use candle_core::{Error as CandleError, Tensor};
+
+use crate::data::MicroBatch;
+
+use super::{Error, Model, Result};
+
+thread_local! {
+    /// Our own error on its way through candle, which can carry text only.
+    static FAILURE: RefCell<Option<Error>> = const { RefCell::new(None) };
+}
+
+/// The variable that makes candle walk down to the engine. Its value means nothing.
+pub(super) fn anchor() -> Result<Tensor> {
+    Ok(Var::zeros((), DType::F32, &candle_core::Device::Cpu)?.into_inner())
+}
+
+/// One forward pass of the engine, waiting for its backward.
+struct EngineOp {
+    model: Model,
+    value: f64,
+    /// The gradients have been added.
+    spent: AtomicBool,
+}
+
+impl CustomOp1 for EngineOp {
+    fn name(&self) -> &'static str {
+        "model.loss"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(vec![self.value as f32]), Shape::from(())))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, upstream: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let upstream = upstream.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        if self.spent.swap(true, Ordering::Relaxed) {
+            return Err(carry(Error::Spent));
+        }
+        self.model.engine_backward(upstream).map_err(carry)?;
+        Ok(None)
+    }
+}
+
+impl Drop for EngineOp {
+    /// A loss nobody asked the gradients of frees what its backward would have needed.
+    fn drop(&mut self) {
+        if !*self.spent.get_mut() {
+            self.model.discard();
+        }
+    }
+}
+
+impl fmt::Debug for EngineOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EngineOp").field("value", &self.value).finish_non_exhaustive()
+    }
+}
+
+impl Model {
+    /// The micro-batch's share of its step's mean cross entropy: differentiable, one number.
+    ///
+    /// `Σ CE over the micro-batch / target tokens of the whole step`, so that the shares of a step add up to its mean
+    /// however the step was split. Source: transformers' `num_items_in_batch`.
+    pub fn loss(&self, batch: &MicroBatch) -> Result<Tensor> {
+        let value = self.engine_forward(batch)?;
+        // From here on the pass is pending: the op exists before anything can fail, and its drop frees the pass.
+        let op = EngineOp { model: self.clone(), value, spent: AtomicBool::new(false) };
+        Ok(self.anchor().apply_op1(op)?)
+    }
+}
+
+fn carry(error: Error) -> CandleError {
+    let message = error.to_string();
+    FAILURE.with(|failure| *failure.borrow_mut() = Some(error));
+    CandleError::Msg(message)
+}
+
+/// Adds the gradients of `loss`, one number, to every trained parameter it depends on.
+pub fn backward(loss: &Tensor) -> Result<()> {
+    if loss.elem_count() != 1 {
+        return Err(Error::NotScalar { elements: loss.elem_count() });
+    }
+    if !loss.track_op() {
+        return Err(Error::NoGraph);
+    }
+    FAILURE.with(|failure| failure.borrow_mut().take());
+    match loss.backward() {
+        Ok(_) => Ok(()),
+        Err(error) => Err(FAILURE.with(|failure| failure.borrow_mut().take()).unwrap_or(Error::Candle(error))),
+    }
+}

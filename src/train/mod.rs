@@ -1,0 +1,26 @@
+//! What a training loop calls: a model with its loss, gradients, optimizer steps, evaluation and adapters.
+//!
+//! No loop over optimizer steps is written here; a script writes it. `glue.rs` joins the engine to candle's autograd.
+
+mod adapter;
+mod error;
+mod evaluate;
+mod glue;
+mod load;
+mod model;
+mod optimizer;
+mod pace;
+mod rate;
+mod runner;
+mod text;
+
+pub use crate::engine::{LoraConfig, MODULES};
+pub use adapter::{LoadedAdapter, SavedAdapter};
+pub use error::{Error, Result, Rows};
+pub use evaluate::Evaluation;
+pub use glue::{Tensor, backward};
+pub use load::{Device, LoadSettings};
+pub use model::{Model, Parameters};
+pub use optimizer::{Algorithm, Optimizer};
+pub use pace::{Beat, Pace};
+pub use rate::learning_rate;

@@ -1,0 +1,276 @@
+//! A loaded model with at most one adapter: what scripts hold.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::data::MicroBatch;
+use crate::engine::{AdapterTensor, Batch, LoraConfig, Matrix, Mode};
+use crate::tokenizer::Tokenizer;
+use crate::weights::ModelConfig;
+
+use super::glue::{self, Tensor};
+use super::runner::Runner;
+use super::{Error, Result, Rows, learning_rate};
+
+/// Memory a device may keep for a backward when a step's micro-batches are merged.
+const KEPT_BYTES: usize = 512 << 20;
+/// Bytes of a kept value on the devices there are.
+const VALUE_BYTES: usize = 4;
+
+/// A model on its device. Copies are the same model.
+#[derive(Clone)]
+pub struct Model(Arc<Shared>);
+
+struct Shared {
+    runner: Mutex<Box<dyn Runner>>,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    tokenizer_json: Option<Vec<u8>>,
+    origin: String,
+    /// Tokens a text may have.
+    limit: usize,
+    anchor: Tensor,
+    /// Rows whose gradients lie in the buffer or are about to.
+    rows: Mutex<Vec<String>>,
+    /// Optimizer steps taken.
+    steps: AtomicU64,
+    /// Rises whenever an adapter is put on or taken off.
+    adapter: AtomicU64,
+}
+
+/// The trained parameters of a model, for an optimizer.
+#[derive(Clone, Debug)]
+pub struct Parameters {
+    pub(super) model: Model,
+    /// The adapter they belong to.
+    pub(super) adapter: u64,
+}
+
+/// What `Model::new` needs besides the engine.
+pub(super) struct Parts {
+    pub runner: Box<dyn Runner>,
+    pub tokenizer: Tokenizer,
+    /// The base's `tokenizer.json`; a GGUF file has none.
+    pub tokenizer_json: Option<Vec<u8>>,
+    pub origin: String,
+    pub max_seq_length: Option<usize>,
+}
+
+impl Model {
+    pub(super) fn new(parts: Parts) -> Result<Self> {
+        let config = parts.runner.config().clone();
+        let positions = config.max_position_embeddings;
+        Ok(Self(Arc::new(Shared {
+            limit: parts.max_seq_length.map_or(positions, |length| length.min(positions)),
+            runner: Mutex::new(parts.runner),
+            config,
+            tokenizer: parts.tokenizer,
+            tokenizer_json: parts.tokenizer_json,
+            origin: parts.origin,
+            anchor: glue::anchor()?,
+            rows: Mutex::default(),
+            steps: AtomicU64::new(0),
+            adapter: AtomicU64::new(0),
+        })))
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        &self.0.config
+    }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.0.tokenizer
+    }
+
+    pub(super) fn tokenizer_json(&self) -> Option<&[u8]> {
+        self.0.tokenizer_json.as_deref()
+    }
+
+    /// The folder, file, hub id or built-in name the base came from.
+    pub fn origin(&self) -> &str {
+        &self.0.origin
+    }
+
+    /// The device's short name.
+    pub fn device(&self) -> &'static str {
+        self.runner().device()
+    }
+
+    /// Bytes of the frozen base on the device.
+    pub fn weight_bytes(&self) -> usize {
+        self.runner().weight_bytes()
+    }
+
+    /// Tokens a text may have: the model's own limit, or the smaller one it was loaded with.
+    pub fn max_seq_length(&self) -> usize {
+        self.0.limit
+    }
+
+    /// A good peak learning rate for this model's size.
+    pub fn learning_rate(&self) -> f64 {
+        learning_rate(&self.0.origin, self.0.config.hidden_size)
+    }
+
+    // ---- adapter -------------------------------------------------------------------------------------------
+
+    /// Adds an adapter that changes nothing yet.
+    pub fn add_lora(&self, config: &LoraConfig) -> Result<()> {
+        self.runner().add_lora(config)?;
+        self.adapter_changed();
+        Ok(())
+    }
+
+    /// Takes the adapter off; false when there was none.
+    pub fn unload_adapter(&self) -> Result<bool> {
+        let was_on = self.runner().remove_lora()?;
+        self.adapter_changed();
+        Ok(was_on)
+    }
+
+    pub fn lora(&self) -> Option<LoraConfig> {
+        self.runner().lora().cloned()
+    }
+
+    /// Every A and B, layer by layer.
+    pub fn adapter_tensors(&self) -> Result<Vec<AdapterTensor>> {
+        self.runner().adapter_tensors()
+    }
+
+    /// The gradients under the names of their parameters.
+    pub fn gradients(&self) -> Result<Vec<AdapterTensor>> {
+        self.runner().gradients()
+    }
+
+    /// Replaces one A or B.
+    pub fn set_adapter_tensor(&self, layer: usize, module: &str, matrix: Matrix, values: &[f32]) -> Result<()> {
+        self.runner().set_adapter_tensor(layer, module, matrix, values)
+    }
+
+    /// What an optimizer trains.
+    pub fn parameters(&self) -> Result<Parameters> {
+        if self.runner().lora().is_none() {
+            return Err(crate::engine::Error::NoAdapter.into());
+        }
+        Ok(Parameters { model: self.clone(), adapter: self.adapter() })
+    }
+
+    /// Number of trained values.
+    pub fn trainable_parameters(&self) -> usize {
+        self.runner().trainable_parameters()
+    }
+
+    fn adapter_changed(&self) {
+        self.0.adapter.fetch_add(1, Ordering::Relaxed);
+        self.rows().clear();
+    }
+
+    /// Tokens of a micro-batch that this model has room for: half a gibibyte of kept activations.
+    pub fn room(&self) -> usize {
+        let c = self.config();
+        let heads = (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim;
+        let attention = heads + c.num_attention_heads * (c.head_dim + 1);
+        let per_layer = 4 * c.hidden_size + attention + 3 * c.intermediate_size;
+        let per_token = VALUE_BYTES * per_layer * c.num_hidden_layers;
+        (KEPT_BYTES / per_token.max(1)).max(1)
+    }
+
+    pub(super) fn adapter(&self) -> u64 {
+        self.0.adapter.load(Ordering::Relaxed)
+    }
+
+    // ---- passes --------------------------------------------------------------------------------------------
+
+    /// Runs the forward pass that a backward follows.
+    pub(super) fn engine_forward(&self, batch: &MicroBatch) -> Result<f64> {
+        self.check_lengths(&batch.cu_seqlens)?;
+        let view = Batch { ids: &batch.ids, cu_seqlens: &batch.cu_seqlens, targets: &batch.targets };
+        let value = self.runner().forward(&view, Mode::Train, batch.step_targets as f64)?;
+        let rows = batch.rows.iter().map(ToString::to_string);
+        if !value.is_finite() {
+            self.discard();
+            return Err(self.not_finite("the loss", value, Rows(rows.collect())));
+        }
+        self.rows().extend(rows);
+        Ok(value)
+    }
+
+    pub(super) fn engine_backward(&self, upstream: f64) -> Result<()> {
+        self.runner().backward(upstream)
+    }
+
+    /// Forgets a forward pass whose backward will not come.
+    pub(super) fn discard(&self) {
+        self.runner().discard();
+    }
+
+    /// The log-probability of every target, in row order; keeps no gradient and leaves a pending loss alone.
+    pub fn log_probs(&self, batch: &Batch<'_>) -> Result<Vec<f64>> {
+        self.check_lengths(batch.cu_seqlens)?;
+        self.runner().log_probs(batch)
+    }
+
+    /// The logits of every row of one text, (T, V) row-major.
+    pub fn logits(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        let borders = [0, u32::try_from(ids.len()).unwrap_or(u32::MAX)];
+        self.check_lengths(&borders)?;
+        let targets = vec![crate::engine::IGNORE; ids.len()];
+        self.runner().logits(&Batch { ids, cu_seqlens: &borders, targets: &targets })
+    }
+
+    fn check_lengths(&self, cu_seqlens: &[u32]) -> Result<()> {
+        let lengths = cu_seqlens.windows(2).map(|pair| pair[1].saturating_sub(pair[0]) as usize);
+        match lengths.max() {
+            Some(got) if got > self.0.limit => Err(Error::TooLong { got, limit: self.0.limit }),
+            _ => Ok(()),
+        }
+    }
+
+    // ---- for the optimizer ---------------------------------------------------------------------------------
+
+    pub(super) fn zero_grad(&self) -> Result<()> {
+        self.rows().clear();
+        self.runner().zero_grad()
+    }
+
+    /// The norm of all gradients together; one that is not finite names the rows that made it.
+    pub(super) fn gradient_norm(&self) -> Result<f64> {
+        let norm = self.runner().gradient_norm()?;
+        if norm.is_finite() {
+            return Ok(norm);
+        }
+        let rows = Rows(self.rows().clone());
+        Err(self.not_finite("the gradient's norm", norm, rows))
+    }
+
+    pub(super) fn count_step(&self) {
+        self.0.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn not_finite(&self, what: &'static str, value: f64, rows: Rows) -> Error {
+        Error::NotFinite { what, value, step: self.0.steps.load(Ordering::Relaxed), rows }
+    }
+
+    pub(super) fn anchor(&self) -> &Tensor {
+        &self.0.anchor
+    }
+
+    pub(super) fn runner(&self) -> MutexGuard<'_, Box<dyn Runner>> {
+        self.0.runner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rows(&self) -> MutexGuard<'_, Vec<String>> {
+        self.0.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether both are the same model.
+    pub fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model").field("origin", &self.0.origin).finish_non_exhaustive()
+    }
+}
