@@ -102,6 +102,8 @@ struct Shared {
 struct Run {
     /// Where the recipe's own paths start.
     base: PathBuf,
+    /// The recipe as it was named on the command line.
+    recipe: String,
     parameters: Arc<Resolved>,
     folder: Option<run::Folder>,
     journal: Option<Arc<run::Journal>>,
@@ -142,6 +144,15 @@ impl Host {
 
     pub(crate) fn set_base(&self, base: PathBuf) {
         self.0.run.write().unwrap_or_else(PoisonError::into_inner).base = base;
+    }
+
+    pub(crate) fn set_recipe(&self, recipe: &str) {
+        self.0.run.write().unwrap_or_else(PoisonError::into_inner).recipe = recipe.to_string();
+    }
+
+    /// The recipe that runs, as whoever started it named it.
+    pub fn recipe(&self) -> String {
+        self.run().recipe
     }
 
     pub(crate) fn set_parameters(&self, parameters: Resolved) {

@@ -13,7 +13,9 @@ pub(crate) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a s
         let other = candidate.to_lowercase();
         let mut score = strsim::normalized_damerau_levenshtein(&wanted, &other);
         // `alpha` for `lora_alpha`: too far by letters, near by parts.
-        let contained = wanted.len() >= 3 && (other.contains(&wanted) || wanted.contains(&other)) && other.len() >= 3;
+        // `cat` in `frobnicate` is chance: what is contained must be more than a third of the whole.
+        let (short, long) = (wanted.len().min(other.len()), wanted.len().max(other.len()));
+        let contained = short >= 3 && 3 * short > long && (other.contains(&wanted) || wanted.contains(&other));
         if contained {
             score = score.max(0.6) + 0.1;
         }

@@ -139,6 +139,7 @@ impl Session {
     }
 
     fn run_text(&mut self, source: &str, name: &str, text: &str) -> Result<(), Box<Failure>> {
+        self.host.set_recipe(source);
         self.sources.add(source, text);
         self.on_thread(|this| {
             let ast = this.compile(source, text, &Scope::new())?;

@@ -1,8 +1,103 @@
 //! The natives of the script language, one file per namespace: conversions only, no arithmetic.
+//!
+//! Every handle is shared: copies in variables, closures and constants are the same object. Natives find the session
+//! through the engine's tag ([`host`]), so that each can be a plain function with its documentation above it.
 
-use rhai::Engine;
+// `export_module` unwraps the arguments whose types Rhai has matched already; nothing written here does.
+#![allow(clippy::unwrap_used)]
 
-use super::Host;
+mod batches;
+mod cuda;
+mod dataset;
+mod later;
+mod lr_scheduler;
+mod model;
+mod optim;
+mod run;
+mod session;
+mod tensor;
+mod text;
+mod tokenizer;
+
+use std::sync::{Arc, Mutex};
+
+use rhai::{Dynamic, Engine, EvalAltResult, NativeCallContext};
+
+use crate::train::Pace;
+
+use super::{Failure, Host};
+
+/// What a native returns.
+type Answer<T> = Result<T, Box<EvalAltResult>>;
+
+/// What natives find behind the engine's tag.
+#[derive(Clone)]
+struct Session {
+    host: Host,
+    /// The clock of the loop that runs, started by `run::start`.
+    pace: Arc<Mutex<Option<Pace>>>,
+}
 
 /// Gives `engine` every native of unslothify.
-pub fn register(_engine: &mut Engine, _host: &Host) {}
+pub fn register(engine: &mut Engine, host: &Host) {
+    engine.set_default_tag(Dynamic::from(Session { host: host.clone(), pace: Arc::default() }));
+    model::register(engine);
+    tokenizer::register(engine);
+    dataset::register(engine);
+    batches::register(engine);
+    tensor::register(engine);
+    optim::register(engine);
+    lr_scheduler::register(engine);
+    run::register(engine);
+    text::register(engine);
+    cuda::register(engine);
+    session::register(engine);
+    later::register(engine);
+}
+
+fn session(context: &NativeCallContext<'_>) -> Answer<Session> {
+    let tag = context.tag().and_then(|tag| tag.clone().try_cast::<Session>());
+    tag.ok_or_else(|| Failure::at(context, "this function works inside an unslothify session only").into())
+}
+
+/// The outside of the session that a native was called in.
+fn host(context: &NativeCallContext<'_>) -> Answer<Host> {
+    session(context).map(|session| session.host)
+}
+
+/// The failure that an error of `train` is, at the native's place; a wish to stop ends the script.
+fn train_failure(context: &NativeCallContext<'_>, error: &crate::train::Error) -> Box<EvalAltResult> {
+    if error.is_cancelled() {
+        return Failure::cancelled(context);
+    }
+    failure(context, error)
+}
+
+/// The failure that any other error is.
+fn failure(context: &NativeCallContext<'_>, error: &dyn std::error::Error) -> Box<EvalAltResult> {
+    Failure::at(context, error.to_string()).into()
+}
+
+/// What answers for a name that is promised and not built.
+fn not_there_yet(context: &NativeCallContext<'_>, name: &str) -> Box<EvalAltResult> {
+    Failure::at(context, format!("`{name}` is not there yet"))
+        .hint("it is planned and has its name already; `help()` lists what works today")
+        .into()
+}
+
+/// A non-negative whole number a script gave.
+fn count(context: &NativeCallContext<'_>, what: &str, value: i64) -> Answer<usize> {
+    usize::try_from(value).map_err(|_| Failure::at(context, format!("{what} must not be negative, got {value}")).into())
+}
+
+/// A number as a script may write it: `1` as well as `1.0`.
+fn number(context: &NativeCallContext<'_>, what: &str, value: &Dynamic) -> Answer<f64> {
+    let wrong = |_| -> Box<EvalAltResult> {
+        let got = super::names::describe(context.engine(), value);
+        Failure::at(context, format!("{what} must be a number, got {got}")).into()
+    };
+    match value.as_int() {
+        Ok(whole) => Ok(whole as f64),
+        Err(_) => value.as_float().map_err(wrong),
+    }
+}
