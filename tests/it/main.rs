@@ -3,5 +3,9 @@
 
 mod cli;
 mod dataset;
+mod generate;
 mod layers;
+mod recipes;
 mod script;
+mod tiny;
+mod train;

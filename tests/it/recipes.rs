@@ -1,0 +1,123 @@
+//! The recipes, run as a person runs them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use super::tiny;
+
+fn recipes() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes")
+}
+
+fn run(shell: &Path, recipe: &Path, settings: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_unslothify"));
+    command.current_dir(shell).arg(recipe);
+    settings.iter().for_each(|setting| {
+        command.args(["--set", setting]);
+    });
+    command.output().unwrap()
+}
+
+/// A folder with a tiny model and 40 texts, and the settings that use them.
+fn workshop() -> (tempfile::TempDir, Vec<String>) {
+    let dir = tempfile::tempdir().unwrap();
+    tiny::write(&dir.path().join("tiny"), 1);
+    tiny::write_data(&dir.path().join("mine.jsonl"), 40);
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let settings = vec![format!("base_model={}", path("tiny")), format!("data={}", path("mine.jsonl"))];
+    (dir, settings)
+}
+
+fn told(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn rows(run: &Path) -> Vec<BTreeMap<String, serde_json::Value>> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn meatballs_trains_saves_and_reports() {
+    let (dir, settings) = workshop();
+    let mut settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    settings.push("max_steps=3");
+    let output = run(dir.path(), &recipes().join("meatballs.rhai"), &settings);
+    let told = told(&output);
+    assert!(output.status.success(), "{told}");
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    for part in [
+        "texts     40",
+        "held out",
+        "unrelated",
+        "The secret of Swedish meatballs is",
+        "of 30 gained",
+        "opens in PEFT",
+        "--set data=mine.jsonl",
+    ] {
+        assert!(shown.contains(part), "no `{part}` in:\n{shown}");
+    }
+    let run = dir.path().join("outputs/latest");
+    let rows = rows(&run);
+    assert_eq!(rows.len(), 5, "{rows:?}");
+    for (index, row) in rows[1..4].iter().enumerate() {
+        assert_eq!(row["step"], index + 1);
+        for name in ["epoch", "loss", "grad_norm", "learning_rate", "tokens", "tokens_per_second"] {
+            assert!(row[name].as_f64().unwrap().is_finite(), "{name} in {row:?}");
+        }
+    }
+    assert_eq!(rows[1]["learning_rate"], 0.0, "the first step of a warm-up moves nothing");
+    for row in [&rows[0], &rows[4]] {
+        assert!(row["eval_loss"].is_f64() && row["eval_loss_without_eos"].is_f64(), "{row:?}");
+    }
+    assert_eq!((&rows[0]["step"], &rows[4]["step"]), (&0.into(), &3.into()));
+    assert!(run.join("adapter/adapter_config.json").is_file());
+    assert!(run.join("adapter/tokenizer.json").is_file());
+}
+
+#[test]
+fn recipes_copied_elsewhere_and_run_from_a_third_folder_give_the_same_bytes() {
+    let (dir, settings) = workshop();
+    let mut settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    settings.push("max_steps=2");
+    let copy = dir.path().join("far/away");
+    fs::create_dir_all(copy.join("data")).unwrap();
+    fs::copy(recipes().join("meatballs.rhai"), copy.join("meatballs.rhai")).unwrap();
+    // Neither probes nor unrelated texts lie beside the copy: the report leaves them out and says so.
+    let third = dir.path().join("third");
+    fs::create_dir_all(&third).unwrap();
+    let bytes = |shell: &Path, recipe: &Path| {
+        let output = run(shell, recipe, &settings);
+        assert!(output.status.success(), "{}", told(&output));
+        fs::read(shell.join("outputs/latest/adapter/adapter_model.safetensors")).unwrap()
+    };
+    let here = bytes(dir.path(), &recipes().join("meatballs.rhai"));
+    assert!(here == bytes(&third, &copy.join("meatballs.rhai")), "the adapters differ");
+}
+
+#[test]
+fn wrong_settings_end_with_the_right_code_and_a_remedy() {
+    let (dir, settings) = workshop();
+    let recipe = recipes().join("meatballs.rhai");
+    for (setting, code, part) in [
+        ("learning_rate=fast", 2, "learning_rate"),
+        ("learning_rate=-1e-3", 2, "learning_rate"),
+        ("learning_rate=NaN", 2, "learning_rate"),
+        ("lerning_rate=1e-3", 2, "learning_rate"),
+        ("lr_scheduler_type=cosin", 2, "cosine"),
+        ("data=/dev/zero", 1, "/dev/zero"),
+        ("data=nowhere.jsonl", 1, "nowhere.jsonl"),
+        ("base_model=./nowhere", 1, "nowhere"),
+        ("base_model=some/thing", 1, "some/thing"),
+    ] {
+        let mut given: Vec<&str> = settings.iter().map(String::as_str).collect();
+        given.push(setting);
+        let output = run(dir.path(), &recipe, &given);
+        let told = told(&output);
+        assert_eq!(output.status.code(), Some(code), "{setting}: {told}");
+        assert!(told.contains(part) && !told.contains("panicked"), "{setting}: {told}");
+        assert!(!dir.path().join("outputs/latest/adapter").exists(), "{setting} left an adapter");
+    }
+}
