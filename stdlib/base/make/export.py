@@ -25,8 +25,8 @@ def dynamic_map():
     values = [0.0, 1.0]
     for i in range(7):
         edges = torch.linspace(0.1, 1, 2**i + 1)
-        for mean in ((edges[:-1] + edges[1:]) / 2).tolist():
-            values += [10.0 ** (i - 6) * mean, -(10.0 ** (i - 6)) * mean]
+        means = 10.0 ** (i - 6) * ((edges[:-1] + edges[1:]) / 2)  # the product in f32, as there
+        values += means.tolist() + (-means).tolist()
     return torch.tensor(sorted(values))
 
 
