@@ -1,5 +1,7 @@
 //! Generation: one text, its keys and values kept.
 
+use std::sync::Arc;
+
 use crate::kernels::Backend;
 
 use super::layer::Cached;
@@ -34,9 +36,14 @@ impl<B: Backend> Engine<B> {
     ///
     /// Leaves a pending training pass alone. After an error the cache must be thrown away.
     pub fn decode(&mut self, ids: &[u32], cache: &mut KvCache<B>) -> Result<Vec<f32>> {
+        let device = Arc::clone(&self.net.backend);
+        device.run(|| self.decode_here(ids, cache))
+    }
+
+    fn decode_here(&mut self, ids: &[u32], cache: &mut KvCache<B>) -> Result<Vec<f32>> {
         let new = u32::try_from(ids.len()).map_err(|_| Error::Batch(BatchFault::Borders { tokens: ids.len() }))?;
         Batch { ids, cu_seqlens: &[0, new], targets: &vec![IGNORE; ids.len()] }.check(self.net.config.vocab_size)?;
-        let backend = &self.net.backend;
+        let backend = &*self.net.backend;
         let segments = backend.segments(&[0, new], cache.len)?;
         backend.embed(&self.net.frozen.embedding, &backend.index(ids)?, &mut self.work.next)?;
         for (index, (keys, values)) in cache.layers.iter_mut().enumerate() {

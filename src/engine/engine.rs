@@ -1,5 +1,7 @@
 //! The model on one device: base, adapter, and the pass between a loss and its backward.
 
+use std::sync::Arc;
+
 use crate::kernels::{Backend, StateSegment};
 use crate::weights::{Checkpoint, ModelConfig};
 
@@ -68,7 +70,7 @@ impl<B: Backend> Engine<B> {
     }
 
     pub fn backend(&self) -> &B {
-        &self.net.backend
+        &*self.net.backend
     }
 
     /// The flag that stops a pass within one layer.
@@ -83,7 +85,7 @@ impl<B: Backend> Engine<B> {
 
     /// Bytes of the frozen base on the device.
     pub fn weight_bytes(&self) -> usize {
-        self.net.frozen.bytes(&self.net.backend)
+        self.net.frozen.bytes(&*self.net.backend)
     }
 
     // ---- adapter -------------------------------------------------------------------------------------------
@@ -94,7 +96,7 @@ impl<B: Backend> Engine<B> {
         if self.net.lora.is_some() {
             return Err(Error::AdapterPresent);
         }
-        self.net.lora = Some(Lora::new(&self.net.backend, &self.net.config, config.clone())?);
+        self.net.lora = Some(Lora::new(&*self.net.backend, &self.net.config, config.clone())?);
         self.net.adapter_enabled = true;
         Ok(())
     }
@@ -162,7 +164,7 @@ impl<B: Backend> Engine<B> {
     pub fn flat_mut(&mut self) -> Result<FlatMut<'_, B>> {
         let lora = self.net.lora.as_mut().ok_or(Error::NoAdapter)?;
         let (params, gradients) = (&mut lora.params, &mut lora.gradients);
-        Ok(FlatMut { backend: &self.net.backend, params, gradients, segments: &lora.segments })
+        Ok(FlatMut { backend: &*self.net.backend, params, gradients, segments: &lora.segments })
     }
 
     pub fn zero_grad(&mut self) -> Result<()> {
@@ -179,6 +181,11 @@ impl<B: Backend> Engine<B> {
 
     /// Sum of the cross entropies over all rows with a target, divided by `normalizer`.
     pub fn forward(&mut self, batch: &Batch<'_>, mode: Mode, normalizer: f64) -> Result<f64> {
+        let device = Arc::clone(&self.net.backend);
+        device.run(|| self.forward_here(batch, mode, normalizer))
+    }
+
+    fn forward_here(&mut self, batch: &Batch<'_>, mode: Mode, normalizer: f64) -> Result<f64> {
         batch.check(self.net.config.vocab_size)?;
         let (rows, targets) = batch.target_rows();
         if rows.is_empty() {
@@ -204,6 +211,11 @@ impl<B: Backend> Engine<B> {
 
     /// Adds the adapter's gradients of `upstream · loss`, and ends the pass.
     pub fn backward(&mut self, upstream: f64) -> Result<()> {
+        let device = Arc::clone(&self.net.backend);
+        device.run(|| self.backward_here(upstream))
+    }
+
+    fn backward_here(&mut self, upstream: f64) -> Result<()> {
         let segments = self.pending.take().ok_or(Error::NoForward)?;
         let net = &mut self.net;
         if upstream != 1.0 {
@@ -216,7 +228,7 @@ impl<B: Backend> Engine<B> {
         for index in (lowest..net.config.num_hidden_layers).rev() {
             net.cancel.check()?;
             let layer = Layer {
-                backend: &net.backend,
+                backend: &*net.backend,
                 weights: &net.frozen.layers[index],
                 lora: Some((&lora.groups[index], &lora.params)),
                 attention: &net.attention,
@@ -242,6 +254,11 @@ impl<B: Backend> Engine<B> {
 
     /// The log-probability of every target, in row order.
     pub fn log_probs(&mut self, batch: &Batch<'_>) -> Result<Vec<f64>> {
+        let device = Arc::clone(&self.net.backend);
+        device.run(|| self.log_probs_here(batch))
+    }
+
+    fn log_probs_here(&mut self, batch: &Batch<'_>) -> Result<Vec<f64>> {
         batch.check(self.net.config.vocab_size)?;
         let (rows, targets) = batch.target_rows();
         self.hidden(batch)?;
@@ -269,7 +286,7 @@ impl<B: Backend> Engine<B> {
     /// The same with every layer's state kept.
     pub(super) fn forward_saving(&mut self, batch: &Batch<'_>) -> Result<B::Segments> {
         while self.saved.len() < self.net.layers() {
-            self.saved.push(Saved::new(&self.net.backend)?);
+            self.saved.push(Saved::new(&*self.net.backend)?);
         }
         let segments = self.embed(batch)?;
         for (index, saved) in self.saved.iter_mut().enumerate() {
@@ -280,7 +297,7 @@ impl<B: Backend> Engine<B> {
     }
 
     fn embed(&mut self, batch: &Batch<'_>) -> Result<B::Segments> {
-        let backend = &self.net.backend;
+        let backend = &*self.net.backend;
         let ids = backend.index(batch.ids)?;
         backend.embed(&self.net.frozen.embedding, &ids, &mut self.work.next)?;
         Ok(backend.segments(batch.cu_seqlens, 0)?)

@@ -1,5 +1,7 @@
 //! Everything a pass reads and none changes: device, base, adapter.
 
+use std::sync::Arc;
+
 use crate::kernels::{Attention, Backend};
 use crate::weights::{Checkpoint, ModelConfig};
 
@@ -12,7 +14,8 @@ use super::{Cancel, LoadOptions, Result};
 /// The model apart from the buffers of its passes.
 #[derive(Debug)]
 pub(super) struct Net<B: Backend> {
-    pub backend: B,
+    /// Shared, so that a pass can run on the device's threads while it changes its own buffers.
+    pub backend: Arc<B>,
     pub config: ModelConfig,
     pub frozen: Frozen<B>,
     pub attention: Attention,
@@ -31,6 +34,7 @@ impl<B: Backend> Net<B> {
             window: config.sliding_window,
         };
         let frozen = Frozen::load(&backend, checkpoint, options)?;
+        let backend = Arc::new(backend);
         Ok(Self { backend, config, frozen, attention, lora: None, adapter_enabled: true, cancel: Cancel::new() })
     }
 
@@ -43,7 +47,7 @@ impl<B: Backend> Net<B> {
         self.cancel.check()?;
         let lora = self.lora.as_ref().filter(|_| self.adapter_enabled);
         Ok(Layer {
-            backend: &self.backend,
+            backend: &*self.backend,
             weights: &self.frozen.layers[index],
             lora: lora.map(|lora| (&lora.groups[index], &lora.params)),
             attention: &self.attention,
@@ -54,7 +58,7 @@ impl<B: Backend> Net<B> {
 
     pub fn head(&self) -> Head<'_, B> {
         Head {
-            backend: &self.backend,
+            backend: &*self.backend,
             weight: &self.frozen.head,
             norm: &self.frozen.norm,
             eps: self.config.rms_norm_eps,

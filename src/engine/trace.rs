@@ -21,7 +21,7 @@ impl<B: Backend> Engine<B> {
             return Err(Error::PassPending);
         }
         self.forward_saving(batch)?;
-        let backend = &self.net.backend;
+        let backend = &*self.net.backend;
         let read = |name: String, act: &B::Act| -> Result<Traced> {
             let columns = backend.shape(act).1;
             Ok(Traced { name, columns, values: backend.read_act(act)? })
