@@ -70,7 +70,7 @@ impl<B: Backend> Engine<B> {
     }
 
     pub fn backend(&self) -> &B {
-        &*self.net.backend
+        &self.net.backend
     }
 
     /// The flag that stops a pass within one layer.

@@ -1,3 +1,5 @@
+// golden values as their source prints them
+#![allow(clippy::excessive_precision)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use half::{bf16, f16};
