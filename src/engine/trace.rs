@@ -7,39 +7,62 @@ use super::{Batch, Engine, Error, Result};
 /// A named intermediate of one pass: (T, columns), row-major.
 #[derive(Clone, Debug)]
 pub struct Traced {
-    /// `layers.0.x`, `layers.0.qkv` (after the rotation), `.o`, `.x_mid`, `.gate_up`, and `x` after the last layer.
+    /// `layers.0.input`, `.norm1`, `.qkv` (after the rotation), `.attention`, `.o`, `.middle`, `.norm2`, `.gate_up`,
+    /// `.h`, `.down`, and `final_norm` of all rows.
     pub name: String,
     pub columns: usize,
     pub values: Vec<f32>,
 }
 
 impl<B: Backend> Engine<B> {
-    /// Runs `batch` forward and returns what every layer kept. An error while a pass waits for its backward.
+    /// Runs `batch` forward and returns what every layer kept and what its backward rebuilds from that.
+    ///
+    /// `o` and `down` are the differences of the residual stream around them. An error while a pass waits for its
+    /// backward.
     pub fn trace(&mut self, batch: &Batch<'_>) -> Result<Vec<Traced>> {
         batch.check(self.net.config.vocab_size)?;
         if self.is_pending() {
             return Err(Error::PassPending);
         }
         self.forward_saving(batch)?;
-        let backend = &*self.net.backend;
-        let read = |name: String, act: &B::Act| -> Result<Traced> {
-            let columns = backend.shape(act).1;
-            Ok(Traced { name, columns, values: backend.read_act(act)? })
-        };
-        let mut all = Vec::new();
-        for (index, saved) in self.saved().iter().enumerate() {
-            let named = [
-                ("x", &saved.x),
-                ("qkv", &saved.qkv),
-                ("o", &saved.o),
-                ("x_mid", &saved.x_mid),
-                ("gate_up", &saved.gate_up),
-            ];
-            for (name, act) in named {
-                all.push(read(format!("layers.{index}.{name}"), act)?);
-            }
+        let (b, eps) = (&*self.net.backend, self.net.config.rms_norm_eps);
+        let (mut made, mut rstd, mut all) = (b.act(), b.full(0)?, Vec::new());
+        let saved = self.saved();
+        for (index, (layer, w)) in saved.iter().zip(&self.net.frozen.layers).enumerate() {
+            let next = saved.get(index + 1).map_or(&self.work.next, |next| &next.x);
+            let mut keep = |name: &str, act: &B::Act| -> Result<()> {
+                all.push(read(b, format!("layers.{index}.{name}"), act)?);
+                Ok(())
+            };
+            keep("input", &layer.x)?;
+            b.rms_norm(&layer.x, &w.input_norm, eps, &mut made, &mut rstd)?;
+            keep("norm1", &made)?;
+            keep("qkv", &layer.qkv)?;
+            keep("attention", &layer.o)?;
+            keep("middle", &layer.x_mid)?;
+            b.rms_norm(&layer.x_mid, &w.post_attention_norm, eps, &mut made, &mut rstd)?;
+            keep("norm2", &made)?;
+            keep("gate_up", &layer.gate_up)?;
+            b.swiglu(&layer.gate_up, &mut made)?;
+            keep("h", &made)?;
+            all.push(added(b, format!("layers.{index}.o"), &layer.x, &layer.x_mid)?);
+            all.push(added(b, format!("layers.{index}.down"), &layer.x_mid, next)?);
         }
-        all.push(read("x".to_owned(), &self.work.next)?);
+        b.rms_norm(&self.work.next, &self.net.frozen.norm, eps, &mut made, &mut rstd)?;
+        all.push(read(b, "final_norm".to_owned(), &made)?);
         Ok(all)
     }
+}
+
+fn read<B: Backend>(backend: &B, name: String, act: &B::Act) -> Result<Traced> {
+    Ok(Traced { name, columns: backend.shape(act).1, values: backend.read_act(act)? })
+}
+
+/// What was added to `before` to give `after`.
+fn added<B: Backend>(backend: &B, name: String, before: &B::Act, after: &B::Act) -> Result<Traced> {
+    let mut traced = read(backend, name, after)?;
+    for (value, before) in traced.values.iter_mut().zip(backend.read_act(before)?) {
+        *value -= before;
+    }
+    Ok(traced)
 }

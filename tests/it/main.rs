@@ -5,6 +5,7 @@ mod cli;
 mod dataset;
 mod generate;
 mod layers;
+mod parity;
 mod recipes;
 mod script;
 mod tiny;
