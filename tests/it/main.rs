@@ -3,6 +3,7 @@
 
 mod cli;
 mod dataset;
+mod docs;
 mod generate;
 mod layers;
 mod parity;

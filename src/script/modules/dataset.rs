@@ -125,7 +125,7 @@ mod rows {
     /// Returns the rows as the closure changes them: it gets a row's map and returns a map.
     ///
     /// ```rhai
-    /// let dataset = dataset.map(|row| #{ text: `Q: ${row.question}\nA: ${row.answer}` });
+    /// let dataset = dataset.map(|row| #{ text: `About ${row.topic}: ${row.text}` });
     /// ```
     #[rhai_fn(name = "map", pure, return_raw)]
     pub fn map(context: NativeCallContext<'_>, dataset: &mut Dataset, change: FnPtr) -> Answer<Dataset> {

@@ -136,15 +136,20 @@ fn show_percent(value: f64) -> String {
     if percent == 0.0 || !percent.is_finite() {
         return format!("{percent} %");
     }
-    // Two significant digits, never more than the nine a tiny base needs.
-    let digits = (1.0 - percent.abs().log10().floor()).clamp(0.0, 9.0) as usize;
+    let size = percent.abs().log10().floor();
+    if size < -4.0 {
+        return format!("{percent:.1e} %");
+    }
+    // Two significant digits.
+    let digits = (1.0 - size).max(0.0) as usize;
     format!("{percent:.digits$} %")
 }
 
-/// At most four significant digits: `2e-4`, `1.667e-3`.
+/// At most four significant digits: `2e-4`, `1.667e-3`, `0.5`.
 pub(super) fn show_scientific(value: f64) -> String {
     let rounded: f64 = format!("{value:.3e}").parse().unwrap_or(value);
-    format!("{rounded:e}")
+    let is_plain = rounded == 0.0 || (0.01..1e4).contains(&rounded.abs());
+    if is_plain { format!("{rounded}") } else { format!("{rounded:e}") }
 }
 
 pub(super) fn show_clock(seconds: f64) -> String {
@@ -198,6 +203,11 @@ mod tests {
         assert_eq!(show_percent(0.123), "12 %");
         assert_eq!(show_percent(0.000_456), "0.046 %");
         assert_eq!(show_percent(1.0), "100 %");
+        assert_eq!(show_percent(2.81e-9), "2.8e-7 %");
+        assert_eq!(show_scientific(0.0), "0");
+        assert_eq!(show_scientific(0.5), "0.5");
+        assert_eq!(show_scientific(0.002), "2e-3");
+        assert_eq!(show_scientific(0.002 / 1.2), "1.667e-3");
         assert_eq!(show_percent(0.0), "0 %");
         assert_eq!(show_thousands(27904.0), "27 904");
         assert_eq!(show_thousands(904.0), "904");
