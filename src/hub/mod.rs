@@ -1,8 +1,10 @@
 //! From what a recipe calls a model to files on this machine. Nothing here opens a socket.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use crate::io;
+use crate::weights::{self, Checkpoint};
 
 /// The model that is part of the program.
 pub const TINY_MISTRAL: &str = "builtin:tiny-mistral";
@@ -12,6 +14,10 @@ pub const TINY_MISTRAL: &str = "builtin:tiny-mistral";
 pub enum Error {
     #[error(transparent)]
     Io(#[from] io::Error),
+    #[error(transparent)]
+    Weights(#[from] weights::Error),
+    #[error("this build has no built-in model; give a folder or a .gguf file")]
+    NoBuiltin,
     #[error("there is no built-in model `{id}`; there is `builtin:tiny-mistral`")]
     Builtin { id: String },
     #[error("`{id}` is neither a folder, a .gguf file, a hub id (`org/name`) nor `builtin:tiny-mistral`")]
@@ -38,6 +44,37 @@ pub enum Source {
     Cached { id: String, revision: String, folder: PathBuf },
     /// A model inside the program, by its full id.
     Builtin(&'static str),
+}
+
+/// The files of the built-in models.
+#[derive(rust_embed::RustEmbed)]
+#[folder = "stdlib/base/"]
+#[allow_missing = true]
+struct Base;
+
+/// A file that is part of the program.
+fn embedded(name: &str) -> Result<&'static [u8]> {
+    match Base::get(name).ok_or(Error::NoBuiltin)?.data {
+        Cow::Borrowed(bytes) => Ok(bytes),
+        Cow::Owned(bytes) => Ok(bytes.leak()), // never with `debug-embed`: files are always inside the program
+    }
+}
+
+impl Source {
+    /// The model's checkpoint, named after how it was found.
+    pub fn open(&self) -> Result<Checkpoint> {
+        match self {
+            Self::Path(path) => Ok(Checkpoint::open(path)?),
+            Self::Cached { id, folder, .. } => Ok(Checkpoint::open(folder)?.named(id)),
+            Self::Builtin(id) => {
+                let config =
+                    std::str::from_utf8(embedded("tiny-mistral/config.json")?).map_err(|_| Error::NoBuiltin)?;
+                let weights = embedded("tiny-mistral/model.safetensors")?;
+                let tokenizer = embedded("tiny-mistral/tokenizer.json")?;
+                Ok(Checkpoint::from_named_bytes(id, config, weights, tokenizer)?)
+            }
+        }
+    }
 }
 
 /// Where the model `id` is: `auto` (the built-in one), `builtin:…`, a folder or `.gguf` relative to `folder`, or a hub

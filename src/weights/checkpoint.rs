@@ -152,6 +152,13 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// The same checkpoint under another name: the hub id of a folder in a cache.
+    pub fn named(mut self, origin: &str) -> Self {
+        self.config.name = origin.into();
+        self.origin = origin.into();
+        self
+    }
+
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }

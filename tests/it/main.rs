@@ -11,3 +11,4 @@ mod recipes;
 mod script;
 mod tiny;
 mod train;
+mod weights;
