@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use unslothify::quant::{FloatType, Nf4Scales, Nf4Values, StoredMatrix, StoredValues, nf4};
-use unslothify::weights::adapter::{self, AdapterConfig, AdapterTensor};
 use unslothify::weights::{Checkpoint, ModelConfig, RopeScaling, TokenizerSource};
 
 fn fixture(name: &str) -> PathBuf {
@@ -32,6 +31,16 @@ fn widened(bytes: &[u8]) -> Vec<f32> {
     bf16s(bytes).into_iter().map(bf16::to_f32).collect()
 }
 
+/// Fails on the first value whose bits differ.
+fn assert_same(got: &[f32], wanted: &[f32], what: &str) {
+    assert_eq!(got.len(), wanted.len(), "{what}");
+    let count = got.iter().zip(wanted).filter(|(got, wanted)| got.to_bits() != wanted.to_bits()).count();
+    let first = got.iter().zip(wanted).position(|(got, wanted)| got.to_bits() != wanted.to_bits());
+    if let Some(at) = first {
+        panic!("{what}: {count} of {} differ, first at {at}: {} and {}", got.len(), got[at], wanted[at]);
+    }
+}
+
 #[test]
 fn nf4_is_bit_equal_to_bitsandbytes_on_whole_and_ragged_matrices() {
     let file = tensors("nf4.safetensors");
@@ -52,10 +61,12 @@ fn nf4_is_bit_equal_to_bitsandbytes_on_whole_and_ragged_matrices() {
             assert!((ours - theirs).abs() <= 1e-8, "{name}: {ours} {theirs}");
         }
         // bitsandbytes' search on the CPU is coarse: where two codes are nearly as near it may take the other one.
+        // One block alone lies 0 from the mean: 0/0 there, and any code times a scale of 0 is 0.
+        let is_alone = codes.len() == 1;
         let off = codes.iter().zip(&part("codes").1).filter(|(a, b)| a != b).inspect(|(a, b)| {
-            assert_eq!(a.abs_diff(**b), 1, "{name}");
+            assert!(is_alone || a.abs_diff(**b) == 1, "{name}");
         });
-        assert!(off.count() * 100 <= codes.len(), "{name}");
+        assert!(off.count() * 100 <= codes.len() || is_alone, "{name}");
 
         let stored = |absmax| {
             let values = Nf4Values { codes: part("packed").1.clone(), absmax, dtype: FloatType::Bf16 };
@@ -67,9 +78,9 @@ fn nf4_is_bit_equal_to_bitsandbytes_on_whole_and_ragged_matrices() {
             map: f32s(&part("map").1),
             offset: theirs,
         });
-        assert_eq!(nested.dequantize(), widened(&part("back").1), "{name}");
+        assert_same(&nested.dequantize(), &widened(&part("back").1), name);
         let plain = stored(Nf4Scales::Plain(f32s(&part("absmax").1)));
-        assert_eq!(plain.dequantize(), widened(&part("back_plain").1), "{name}");
+        assert_same(&plain.dequantize(), &widened(&part("back_plain").1), name);
     }
 }
 
@@ -92,7 +103,7 @@ fn a_checkpoint_that_bitsandbytes_quantised_loads_equal() {
             }
             let matrix = checkpoint.matrix(&name).unwrap();
             assert_eq!([matrix.rows, matrix.cols], shape[..], "{name}");
-            assert_eq!(matrix.dequantize(), widened(bytes), "{name}");
+            assert_same(&matrix.dequantize(), &widened(bytes), &format!("{folder} {name}"));
             assert_eq!(matrix.storage(), if name.contains("proj") { "nf4" } else { "bf16" }, "{name}");
         }
         let tokenizer = checkpoint.tokenizer().unwrap_err().to_string();
@@ -118,7 +129,7 @@ fn a_gguf_file_of_every_type_reads_as_gguf_itself_reads_it() {
             continue;
         }
         let matrix = checkpoint.matrix(&name).unwrap();
-        assert_eq!(matrix.dequantize(), f32s(bytes), "{name}");
+        assert_same(&matrix.dequantize(), &f32s(bytes), &name);
         storages.push(matrix.storage());
     }
     storages.sort_unstable();
@@ -326,111 +337,6 @@ fn what_is_no_model_says_what_it_is() {
     assert!(error.contains("is cut or no GGUF file: it does not begin with `GGUF`"), "{error}");
 }
 
-fn adapter_files() -> (AdapterConfig, Vec<AdapterTensor>) {
-    let config = AdapterConfig {
-        r: 2,
-        lora_alpha: 16.0,
-        target_modules: vec!["v_proj".into(), "q_proj".into()],
-        base_model_name_or_path: Some("org/base".into()),
-        ..AdapterConfig::default()
-    };
-    let mut tensors = Vec::new();
-    for (module, out) in [("q_proj", 6), ("v_proj", 4)] {
-        for (matrix, shape) in [('A', [2, 8]), ('B', [out, 2])] {
-            let values = (0..shape[0] * shape[1]).map(|i| i as f32 * 0.25 - 1.0).collect();
-            tensors.push(AdapterTensor { name: adapter::key(0, module, matrix).unwrap(), shape, values });
-        }
-    }
-    (config, tensors)
-}
-
-#[test]
-fn an_adapter_comes_back_as_it_was_written() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut config, tensors) = adapter_files();
-    let path = dir.path().join("out/adapter");
-    adapter::write(&path, &config, &tensors).unwrap();
-    let (read, back) = adapter::read(&path).unwrap();
-    config.target_modules.sort();
-    assert_eq!((read, back), (config, tensors));
-    let text = std::fs::read_to_string(path.join("adapter_config.json")).unwrap();
-    let keys: Vec<&str> =
-        text.lines().filter(|line| line.starts_with("  \"")).map(|line| line.split('"').nth(1).unwrap()).collect();
-    assert!(keys.is_sorted() && keys.len() == 23, "{keys:?}");
-    assert!(text.contains("\n  \"lora_alpha\": 16,\n"), "{text}");
-    let bytes = std::fs::read(path.join("adapter_model.safetensors")).unwrap();
-    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    assert_eq!(header.metadata().as_ref().unwrap()["format"], "pt");
-}
-
-#[test]
-fn adapters_of_peft_are_read() {
-    let parity = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity");
-    for (case, modules, is_rslora) in [("untied", 7, false), ("q_and_v", 2, false), ("rslora", 7, true)] {
-        let (config, tensors) = adapter::read(&parity.join(case).join("adapter")).unwrap();
-        assert_eq!((config.target_modules.len(), config.use_rslora), (modules, is_rslora), "{case}");
-        assert!(tensors.iter().all(|t| t.shape.contains(&config.r)), "{case}");
-        assert_eq!(tensors.len() % (2 * modules), 0);
-    }
-}
-
-#[test]
-fn an_adapter_that_needs_more_than_lora_is_refused_by_name() {
-    let dir = tempfile::tempdir().unwrap();
-    let (config, tensors) = adapter_files();
-    adapter::write(dir.path(), &config, &tensors).unwrap();
-    let path = dir.path().join("adapter_config.json");
-    let plain = std::fs::read_to_string(&path).unwrap();
-    let with = |from: &str, to: &str| {
-        assert!(plain.contains(from), "{from}");
-        std::fs::write(&path, plain.replace(from, to)).unwrap();
-        adapter::read(dir.path()).map(|(config, _)| config).map_err(|error| error.to_string())
-    };
-    for (from, to, key) in [
-        ("\"use_dora\": false", "\"use_dora\": true", "use_dora"),
-        ("\"bias\": \"none\"", "\"bias\": \"all\"", "bias"),
-        ("\"modules_to_save\": null", "\"modules_to_save\": [\"lm_head\"]", "modules_to_save"),
-        ("\"fan_in_fan_out\": false", "\"fan_in_fan_out\": true", "fan_in_fan_out"),
-        ("\"peft_type\": \"LORA\"", "\"peft_type\": \"IA3\"", "peft_type"),
-        ("\"init_lora_weights\": true", "\"init_lora_weights\": \"pissa\"", "init_lora_weights"),
-    ] {
-        let error = with(from, to).unwrap_err();
-        assert!(error.starts_with(&format!("`{key}` in `")) && error.contains("is not supported"), "{error}");
-    }
-    let rank = with("\"r\": 2", "\"r\": 4").unwrap_err();
-    assert!(rank.contains("its rank is 2") && rank.contains("`adapter_config.json` says 4"), "{rank}");
-    let list = "[\n    \"q_proj\",\n    \"v_proj\"\n  ]";
-    for pattern in ["\"all-linear\"", "\".*(q_proj|v_proj)\""] {
-        assert_eq!(with(list, pattern).unwrap().target_modules, ["q_proj", "v_proj"]);
-    }
-    let ranks = with("\"rank_pattern\": {}", "\"rank_pattern\": {\"self_attn.q_proj\": 2}").unwrap();
-    assert_eq!(ranks.rank_of("model.layers.0.self_attn.q_proj"), 2);
-}
-
-#[test]
-fn keys_that_fit_no_module_are_listed() {
-    let dir = tempfile::tempdir().unwrap();
-    let (config, tensors) = adapter_files();
-    adapter::write(dir.path(), &config, &tensors).unwrap();
-    let path = dir.path().join("adapter_model.safetensors");
-    let bytes = std::fs::read(&path).unwrap();
-    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let renamed = file.tensors().into_iter().map(|(name, view)| (name.replace("lora_A", "lora_A.default"), view));
-    std::fs::write(&path, safetensors::serialize(renamed, None).unwrap()).unwrap();
-    let error = adapter::read(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("holds 2 tensors whose names do not fit"), "{error}");
-    assert!(error.contains("`base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight`"), "{error}");
-    assert!(error.ends_with("`lora_A.weight`, not `lora_A.default.weight`"), "{error}");
-    let mut half = tensors.clone();
-    half.pop();
-    adapter::write(dir.path(), &config, &half).unwrap();
-    let error = adapter::read(dir.path()).unwrap_err().to_string();
-    assert!(
-        error.contains("lacks the tensor `base_model.model.model.layers.0.self_attn.v_proj.lora_B.weight`"),
-        "{error}"
-    );
-}
-
 /// Opens what may be anything and reads all of it; the answer does not matter, only that there is one.
 fn read_all(path: &Path) {
     if let Ok(checkpoint) = Checkpoint::open(path) {
@@ -458,6 +364,32 @@ fn damage(bytes: &mut Vec<u8>, changes: &[(u32, u64, u8)]) {
                 .for_each(|(to, from)| *to = from),
             _ => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte = value as u8),
         }
+    }
+}
+
+/// A real file, where one is at hand: `UNSLOTHIFY_GGUF` is its path, `UNSLOTHIFY_GGUF_EXPECTED` a safetensors file of
+/// what gguf makes of some of its tensors, in transformers' row order.
+#[test]
+fn a_real_gguf_reads_as_gguf_reads_it() {
+    let (Some(path), Some(expected)) =
+        (std::env::var_os("UNSLOTHIFY_GGUF"), std::env::var_os("UNSLOTHIFY_GGUF_EXPECTED"))
+    else {
+        eprintln!("not run: UNSLOTHIFY_GGUF and UNSLOTHIFY_GGUF_EXPECTED are not set");
+        return;
+    };
+    let checkpoint = Checkpoint::open(Path::new(&path)).unwrap();
+    println!("{:#?}\n{} parameters", checkpoint.config(), checkpoint.config().parameters());
+    let TokenizerSource::Gguf(tokenizer) = checkpoint.tokenizer().unwrap() else { panic!("no GGUF tokenizer") };
+    assert_eq!(tokenizer.tokens.len(), checkpoint.config().vocab_size);
+    println!("{} {:?} {} merges, bos {:?}", tokenizer.model, tokenizer.pre, tokenizer.merges.len(), tokenizer.bos);
+    let bytes = std::fs::read(expected).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert!(file.len() >= 3);
+    for (name, view) in file.tensors() {
+        let matrix = checkpoint.matrix(&name).unwrap();
+        assert_eq!([matrix.rows, matrix.cols], view.shape(), "{name}");
+        assert_same(&matrix.dequantize(), &f32s(view.data()), &name);
+        println!("{name} {} {:?} equal", matrix.storage(), view.shape());
     }
 }
 
