@@ -301,7 +301,8 @@ fn signalled(place: &Place, signals: &[&str], script: &str) -> (i32, String) {
 #[test]
 fn ctrl_c_ends_a_run_and_its_record_says_so() {
     let place = Place::new();
-    let script = "print(\"started\");\ntry {\n    loop { }\n} catch { print(\"caught\"); }\n";
+    // it says so from inside the loop, so that the signal cannot come before line 3
+    let script = "let said = false;\ntry {\n    loop { if !said { said = true; print(\"started\"); } }\n} catch { print(\"caught\"); }\n";
     let (code, err) = signalled(&place, &["-INT"], script);
     assert_eq!(code, 130, "{err}");
     assert!(err.contains("stopped at loop.rhai:3:"), "{err}");
