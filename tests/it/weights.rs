@@ -244,11 +244,14 @@ fn a_config_that_cannot_be_run_names_the_key() {
     assert!(ModelConfig::from_json("{\"vocab", "c").unwrap_err().to_string().starts_with("`c` is not valid JSON"));
 }
 
+/// A tensor of a file: name, shape, bytes.
+type Tensor = (String, Vec<usize>, Vec<u8>);
+
 /// A folder with a config and the tensors of it, in F16, in as many shards as asked.
 fn model(folder: &Path, config: &str, shards: usize, change: impl Fn(&str) -> Option<Vec<usize>>) {
     std::fs::write(folder.join("config.json"), config).unwrap();
     let config = ModelConfig::from_json(config, "c").unwrap();
-    let mut files: Vec<Vec<(String, Vec<usize>, Vec<u8>)>> = vec![Vec::new(); shards];
+    let mut files: Vec<Vec<Tensor>> = vec![Vec::new(); shards];
     for (i, name) in config.tensor_names().enumerate() {
         let Some(shape) = change(&name).or_else(|| config.shape(&name)) else { continue };
         let value = f16::from_f32(i as f32).to_le_bytes();
