@@ -78,6 +78,43 @@ fn meatballs_trains_saves_and_reports() {
 }
 
 #[test]
+fn repeated_texts_are_told() {
+    let (dir, settings) = workshop();
+    let lines: Vec<String> =
+        fs::read_to_string(dir.path().join("mine.jsonl")).unwrap().lines().map(String::from).collect();
+    let repeated = (0..500).map(|i| format!("{}\n", lines[i % 20])).collect::<String>();
+    fs::write(dir.path().join("mine.jsonl"), repeated).unwrap();
+    let mut settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    settings.push("max_steps=2");
+    let output = run(dir.path(), &recipes().join("meatballs.rhai"), &settings);
+    let told = told(&output);
+    assert!(output.status.success(), "{told}");
+    for part in [
+        "480 duplicates of 20 texts",
+        "500 of 500 end with a trained",
+        "padding   0",
+        "25 of them are copies of training",
+        "never reaches its peak",
+    ] {
+        assert!(told.contains(part), "no `{part}` in:\n{told}");
+    }
+}
+
+#[test]
+fn overfitting_turns_every_knob() {
+    let (dir, settings) = workshop();
+    let mut settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    settings.extend(["max_steps=2", "texts=12", "held_out=6"]);
+    let output = run(dir.path(), &recipes().join("overfitting.rhai"), &settings);
+    assert!(output.status.success(), "{}", told(&output));
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    for knob in ["learning_rate", "weight_decay", "warmup_steps", "batch_size", "scheduler", "epochs"] {
+        assert_eq!(shown.lines().filter(|line| line.starts_with(knob)).count(), 2, "{knob} in:\n{shown}");
+    }
+    assert_eq!(rows(&dir.path().join("outputs/latest")).len(), 13);
+}
+
+#[test]
 fn recipes_copied_elsewhere_and_run_from_a_third_folder_give_the_same_bytes() {
     let (dir, settings) = workshop();
     let mut settings: Vec<&str> = settings.iter().map(String::as_str).collect();

@@ -249,6 +249,16 @@ mod tokens {
         tokens.report().summary()
     }
 
+    /// How many rows of a held-out part are copies of training rows; `()` where nothing was held out.
+    ///
+    /// ```rhai
+    /// print(parts.test.copies);
+    /// ```
+    #[rhai_fn(get = "copies", pure)]
+    pub fn copies(tokens: &mut Tokenized) -> Dynamic {
+        tokens.report().held_out_copies.map_or(Dynamic::UNIT, |copies| Dynamic::from(copies as i64))
+    }
+
     /// Returns the first `count` examples.
     ///
     /// ```rhai

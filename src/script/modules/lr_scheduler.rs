@@ -8,7 +8,7 @@ use crate::schedule::{self, Schedule, ScheduleOptions};
 use crate::script::Failure;
 use crate::script::options::{Callback, OptionValue};
 
-use super::{Answer, count, failure, number};
+use super::{Answer, count, failure, host, number};
 
 options! {
     /// What every schedule takes; which of them a schedule accepts it says itself.
@@ -62,6 +62,14 @@ pub enum Scheduler {
 
 fn make(context: &NativeCallContext<'_>, name: &str, options: &Map) -> Answer<Scheduler> {
     let options = SchedulerOptions::parse(options, context)?;
+    if let (Some(warmup), Some(total)) = (options.num_warmup_steps, options.num_training_steps)
+        && warmup >= 1.0
+        && warmup >= total
+    {
+        host(context)?.note(&format!(
+            "warning: the warm-up takes {warmup} steps and there are {total}: the rate never reaches its peak"
+        ));
+    }
     let made = Schedule::get(name, &options.into()).map_err(|error| failure(context, &error))?;
     Ok(Scheduler::Formula(made))
 }
