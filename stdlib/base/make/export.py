@@ -6,6 +6,7 @@ Files: config.json, tokenizer.json, model.safetensors, samples.md.
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -31,25 +32,31 @@ def dynamic_map():
     return torch.tensor(sorted(values))
 
 
+@functools.cache
+def tables(device):
+    """Returns the NF4 values, their midpoints, the dynamic map and its midpoints on `device`."""
+    table = dynamic_map()
+    return [t.to(device) for t in (NF4, MIDDLE, table, (table[1:] + table[:-1]) / 2)]
+
+
 def quantise(w):
     """Returns the six tensors' raw material of `w` [out, in]: codes, absmax codes, nested absmax, offset."""
+    _, edges, _, middle = tables(w.device)
     flat = w.detach().float().reshape(-1, BLOCK)
     absmax = flat.abs().amax(1)
-    codes = torch.bucketize(flat * (1 / absmax.clamp(min=1e-30))[:, None], MIDDLE.to(w.device))  # above a midpoint goes up
+    codes = torch.bucketize(flat * (1 / absmax.clamp(min=1e-30))[:, None], edges)  # above a midpoint goes up
     offset = absmax.mean()
     rest = absmax - offset
     rest = torch.nn.functional.pad(rest, (0, -len(rest) % NESTED)).view(-1, NESTED)
     nested = rest.abs().amax(1)
-    table = dynamic_map().to(w.device)
-    middle = (table[1:] + table[:-1]) / 2
     small = torch.bucketize(rest * (1 / nested.clamp(min=1e-30))[:, None], middle).view(-1)[:len(absmax)]
     return codes, small, nested, offset
 
 
 def dequantise(codes, small, nested, offset, shape):
-    table = dynamic_map().to(codes.device)
+    values, _, table, _ = tables(codes.device)
     absmax = table[small] * nested.repeat_interleave(NESTED)[:len(small)] + offset
-    return (NF4.to(codes.device)[codes] * absmax[:, None]).view(shape)
+    return (values[codes] * absmax[:, None]).view(shape)
 
 
 def fake(w):

@@ -11,6 +11,7 @@ prefill, a finished slot takes the next task at once, and the system prompt's ke
 import argparse
 import glob
 import json
+import multiprocessing
 import os
 import re
 import time
@@ -53,7 +54,7 @@ def prepare(a):
 
     reader = GGUFReader(a.gguf)
     names = reader.fields["tokenizer.ggml.tokens"].contents()
-    tokenizer = AutoTokenizer.from_pretrained(os.path.dirname(a.gguf), gguf_file=os.path.basename(a.gguf))
+    tokenizer = AutoTokenizer.from_pretrained(os.path.dirname(a.gguf) or ".", gguf_file=os.path.basename(a.gguf))
 
     def encode(text):
         return tokenizer.encode(text, add_special_tokens=False)
@@ -346,15 +347,18 @@ def accept(text, ended):
     return text
 
 
+def judge(line):
+    """Returns what `accept` says of a line of a drawn file, or nothing for a line cut short by a kill."""
+    if line.endswith("\n"):
+        record = json.loads(line)
+        return accept(record["text"], record["ended"])
+
+
 def clean(a):
     seen, reasons, kept, words = set(), {}, 0, 0
-    with open(a.out + ".new", "w") as out:
+    with open(a.out + ".new", "w") as out, multiprocessing.Pool() as pool:
         for path in sorted(glob.glob(f"{a.work}/drawn/*.jsonl")):
-            for line in open(path):
-                if not line.endswith("\n"):
-                    continue
-                record = json.loads(line)
-                text = accept(record["text"], record["ended"])
+            for text in filter(None, pool.imap(judge, open(path), chunksize=500)):
                 key = " ".join(text.lower().split()[3:12])
                 if not text.startswith("!") and key in seen:
                     text = "!duplicate"
