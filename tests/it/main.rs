@@ -10,6 +10,7 @@ mod layers;
 mod parity;
 mod recipes;
 mod script;
+mod stored;
 mod tiny;
 mod train;
 mod weights;
