@@ -12,8 +12,12 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/weights").join(name)
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|value| value.to_bits()).collect()
+/// Fails on the first value whose bits differ.
+fn assert_same_bits(got: &[f32], wanted: &[f32], what: &str) {
+    assert_eq!(got.len(), wanted.len(), "{what}");
+    for (at, (got, wanted)) in got.iter().zip(wanted).enumerate() {
+        assert_eq!(got.to_bits(), wanted.to_bits(), "{what}, value {at}: {got:e} and {wanted:e}");
+    }
 }
 
 /// bitsandbytes' checkpoint again, its matrices said to have been of `dtype`; returns the new file's bytes.
@@ -74,7 +78,7 @@ fn nf4_in_a_file_reads_to_the_bits_of_its_formula_in_every_dtype() {
             let matrix = checkpoint.matrix(&name).unwrap();
             let StoredValues::Nf4(stored) = &matrix.values else { panic!("{name} is not NF4") };
             assert_eq!(stored.codes, codes, "{name}");
-            assert_eq!(bits(&matrix.dequantize()), bits(&wanted), "{dtype} {name}");
+            assert_same_bits(&matrix.dequantize(), &wanted, &format!("{dtype} {name}"));
             compared += wanted.len();
         }
         assert_eq!(compared, 64 * 64 * 2 + 32 * 64 * 2 + 3 * 96 * 64);
@@ -129,7 +133,7 @@ fn ggml_blocks_in_a_file_read_to_the_bits_of_their_formula_at_the_ends_of_their_
         std::fs::write(&path, file).unwrap();
         let matrix = Checkpoint::open(&path).unwrap().matrix(name).unwrap();
         for got in matrix.dequantize().chunks_exact(values.len()) {
-            assert_eq!(bits(got), bits(&values), "{name}");
+            assert_same_bits(got, &values, name);
         }
     }
 }
