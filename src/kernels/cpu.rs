@@ -42,6 +42,13 @@ impl Cpu {
         self
     }
 
+    /// Computes with the vector instructions of `arch` instead of the best there are.
+    #[cfg(test)]
+    pub(super) fn with_arch(mut self, arch: Arch) -> Self {
+        self.arch = arch;
+        self
+    }
+
     fn device(&self) -> (&Threads, Arch) {
         (&self.threads, self.arch)
     }

@@ -1,7 +1,10 @@
 //! What the operations' tests share: seeded values, both backends, comparisons.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use pulp::Arch;
+
 use super::{Backend, Cpu, Reference};
+pub(crate) use crate::quant::tests::levels;
 use crate::quant::{StoredMatrix, StoredValues};
 
 /// Seeded values (splitmix64).
@@ -61,17 +64,28 @@ pub(crate) trait Case {
     fn run<B: Backend>(&self, backend: &B) -> Vec<Vec<f32>>;
 }
 
-/// Runs a case on the reference and on CPUs of 1, 2, 3 and 7 threads: those must agree to the bit among themselves.
+/// Runs a case on the reference and, on every level, on CPUs of 1, 2, 3 and 7 threads: those of a level must agree to
+/// the bit among themselves, and so must the levels that fuse multiply and add.
 pub(crate) fn check(case: &impl Case, tolerance: f64) {
     let wanted = case.run(&Reference::new());
-    let got = case.run(&Cpu::new(Some(1)));
-    for (got, wanted) in got.iter().zip(&wanted) {
-        assert_close(got, wanted, tolerance);
-    }
-    for threads in [2, 3, 7] {
-        let again = case.run(&Cpu::new(Some(threads)));
-        for (got, again) in got.iter().zip(&again) {
-            assert_same_bits(got, again);
+    let mut fused: Option<Vec<Vec<f32>>> = None;
+    for level in levels() {
+        let cpu = |threads| Cpu::new(Some(threads)).with_arch(level);
+        let got = case.run(&cpu(1));
+        for (got, wanted) in got.iter().zip(&wanted) {
+            let difference = difference(got, wanted);
+            assert!(difference <= tolerance, "{level:?} differs by {difference:e}, allowed {tolerance:e}");
+        }
+        for threads in [2, 3, 7] {
+            let again = case.run(&cpu(threads));
+            for (got, again) in got.iter().zip(&again) {
+                assert_same_bits(got, again);
+            }
+        }
+        if !matches!(level, Arch::Scalar) {
+            for (got, wanted) in got.iter().zip(fused.get_or_insert_with(|| got.clone())) {
+                assert_same_bits(got, wanted);
+            }
         }
     }
 }

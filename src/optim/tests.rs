@@ -67,6 +67,30 @@ fn adamw_counts_its_steps_and_updates_as_torch_does() {
     }
 }
 
+/// One step at rate 0.1 with decay 0.5 moves 1 by 0.1 against the gradient and by a twentieth towards zero: torch's
+/// order gives 0.95 - 0.1, that of bitsandbytes' CUDA kernel (1 - 0.1)·0.95.
+#[test]
+fn adamw_decays_before_the_update_and_adamw_8bit_after_it() {
+    fn run<B: Backend>(backend: &B) {
+        let settings = Settings { weight_decay: 0.5, ..SETTINGS };
+        let (mut first, mut last) = (full(backend, |_| 1.0), full(backend, |_| 1.0));
+        let gradients = full(backend, |i| if i % 2 == 0 { 0.25 } else { -0.25 });
+        let mut torch = AdamW::new(backend, settings, &segments(), LEN).unwrap();
+        torch.step(backend, &mut first, &gradients, 0.1, 1.0).unwrap();
+        let mut bitsandbytes = AdamW8bit::new(backend, settings, &segments(), LEN).unwrap();
+        bitsandbytes.step(backend, &mut last, &gradients, 0.1, 1.0).unwrap();
+        let (first, last) = (values(backend, &first), values(backend, &last));
+        // In 8 bits and, from 5120 on, in full precision.
+        for index in [0, 1, 256, 4999, 5120, 5121, 5419, 5632, 6143] {
+            let step = if index % 2 == 0 { -0.1 } else { 0.1 };
+            assert!((first[index] - (0.95 + step)).abs() < 1e-6, "{index}: {}", first[index]);
+            assert!((last[index] - (1.0 + step) * 0.95).abs() < 1e-6, "{index}: {}", last[index]);
+        }
+    }
+    run(&Reference::new());
+    run(&Cpu::new(Some(2)));
+}
+
 /// The golden run of bitsandbytes' order: 512 parameters, three steps; the golden values were made in f32.
 #[test]
 fn adamw_8bit_gives_the_golden_parameters() {
@@ -89,7 +113,8 @@ fn adamw_8bit_gives_the_golden_parameters() {
         optimizer.step(&backend, &mut params, &gradients, 1e-3, 1.0).unwrap();
         let got = values(&backend, &params);
         for (got, wanted) in got.iter().zip(first) {
-            assert!((f64::from(*got) - wanted).abs() < 4e-8, "step {}: {got} {wanted}", t + 1);
+            // Decay before the update lies 1e-8 away per step.
+            assert!((f64::from(*got) - wanted).abs() < 1.5e-8, "step {}: {got} {wanted}", t + 1);
         }
         let total: f64 = got.iter().map(|p| f64::from(*p)).sum();
         assert!((total - sum).abs() < 2e-6, "step {}: {total}", t + 1);

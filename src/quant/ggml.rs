@@ -1,6 +1,7 @@
 //! GGML's simplest block formats: 32 elements with one scale (and, for Q4_1, one minimum), little-endian.
 
 use half::f16;
+use pulp::Arch;
 
 use super::GgmlKind;
 
@@ -37,8 +38,13 @@ impl GgmlKind {
 /// Q8_0 `d·q`; Q4_0 `d·(q - 8)`; Q4_1 `d·q + m` with two roundings. In Q4 blocks the low nibbles hold the first 16
 /// elements, the high nibbles the last 16.
 pub fn dequantize(kind: GgmlKind, bytes: &[u8], out: &mut [f32]) {
+    dequantize_on(Arch::new(), kind, bytes, out);
+}
+
+/// `dequantize` with the vector instructions of `arch`.
+pub(super) fn dequantize_on(arch: Arch, kind: GgmlKind, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(bytes.len() / kind.block_bytes() * BLOCK, out.len(), "{} blocks and outputs", kind.name());
-    pulp::Arch::new().dispatch(|| match kind {
+    arch.dispatch(|| match kind {
         GgmlKind::Q8_0 => q8_0(bytes, out),
         GgmlKind::Q4_0 => q4_0(bytes, out),
         GgmlKind::Q4_1 => q4_1(bytes, out),

@@ -9,7 +9,7 @@ pub mod dynamic;
 pub mod ggml;
 pub mod nf4;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// What can be wrong with the stored form of a matrix.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use half::slice::HalfFloatSliceExt;
+use pulp::Arch;
 use rayon::prelude::*;
 
 use super::{FloatType, Nf4Scales, Nf4Values, dynamic};
@@ -71,6 +72,11 @@ static PAIRS: [[f32; 2]; 256] = {
 ///
 /// A last, shorter block is divided by its scale, the others multiplied by the reciprocal: so does bitsandbytes.
 pub fn quantize(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
+    quantize_on(Arch::new(), values)
+}
+
+/// `quantize` with the vector instructions of `arch`.
+pub(super) fn quantize_on(arch: Arch, values: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let mut codes = vec![0u8; values.len().div_ceil(2)];
     let mut absmax = vec![0f32; values.len().div_ceil(BLOCK)];
     const TASK: usize = 256; // blocks
@@ -78,7 +84,7 @@ pub fn quantize(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
         .par_chunks(BLOCK * TASK)
         .zip(codes.par_chunks_mut(BLOCK * TASK / 2))
         .zip(absmax.par_chunks_mut(TASK))
-        .for_each(|((values, codes), absmax)| pulp::Arch::new().dispatch(|| quantize_blocks(values, codes, absmax)));
+        .for_each(|((values, codes), absmax)| arch.dispatch(|| quantize_blocks(values, codes, absmax)));
     (codes, absmax)
 }
 
@@ -166,8 +172,13 @@ impl Nf4Scales {
 
 /// Elements `elements` of the flattened matrix as f32, rounded to the dtype the matrix had before.
 pub fn dequantize(values: &Nf4Values, elements: Range<usize>, out: &mut [f32]) {
+    dequantize_on(Arch::new(), values, elements, out);
+}
+
+/// `dequantize` with the vector instructions of `arch`.
+pub(super) fn dequantize_on(arch: Arch, values: &Nf4Values, elements: Range<usize>, out: &mut [f32]) {
     assert_eq!(out.len(), elements.len(), "one output per element");
-    pulp::Arch::new().dispatch(|| match values.dtype {
+    arch.dispatch(|| match values.dtype {
         FloatType::F32 => dequantize_blocks(values, elements, out, |_| {}),
         FloatType::Bf16 => dequantize_blocks(values, elements, out, |block| {
             for value in block {

@@ -4,6 +4,7 @@
 
 use half::{bf16, f16};
 use proptest::prelude::*;
+use pulp::Arch;
 
 use super::*;
 
@@ -28,6 +29,15 @@ fn noise(n: usize, seed: u32) -> Vec<f32> {
             (state >> 8) as f32 / (1 << 23) as f32 - 1.0
         })
         .collect()
+}
+
+/// Every set of vector instructions the CPU's operations can run on here, the oldest first and the one they take last.
+pub(crate) fn levels() -> Vec<Arch> {
+    let mut levels = vec![Arch::Scalar];
+    #[cfg(target_arch = "x86_64")]
+    levels.extend(pulp::x86::V3::try_new().map(Arch::V3));
+    levels.push(Arch::new());
+    levels
 }
 
 #[test]
@@ -183,6 +193,36 @@ fn ggml_blocks_by_hand() {
     assert_eq!(read(GgmlKind::Q8_0, q8), wanted(|i, _| (i - 16.0) * 0.5));
     assert_eq!(read(GgmlKind::Q4_0, q4), wanted(|_, q| (q - 8.0) * 0.5));
     assert_eq!(read(GgmlKind::Q4_1, q4_1), wanted(|_, q| q * 0.5 - 3.0));
+}
+
+/// The oldest level runs everywhere and the tests above check it or the newest: the others must give the same bits.
+#[test]
+fn every_level_of_vector_instructions_gives_the_same_bits() {
+    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    let values = noise(5 * 64 + 7, 5);
+    let (codes, absmax) = nf4::quantize_on(Arch::Scalar, &values);
+    let stored = |dtype| Nf4Values { codes: codes.clone(), absmax: nf4::quantize_scales(&absmax), dtype };
+    let blocks: Vec<u8> = noise(3 * 34 * 18 * 20, 6).iter().map(|v| (v * 127.0) as i8 as u8).collect();
+    let back = |level, dtype| {
+        let mut out = vec![0.0; values.len() - 5];
+        nf4::dequantize_on(level, &stored(dtype), 3..values.len() - 2, &mut out);
+        bits(&out)
+    };
+    let read = |level, kind: GgmlKind| {
+        let mut out = vec![0.0; blocks.len() / kind.block_bytes() * 32];
+        ggml::dequantize_on(level, kind, &blocks, &mut out);
+        bits(&out)
+    };
+    for level in levels() {
+        let again = nf4::quantize_on(level, &values);
+        assert_eq!((again.0, bits(&again.1)), (codes.clone(), bits(&absmax)), "{level:?}");
+        for dtype in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
+            assert_eq!(back(level, dtype), back(Arch::Scalar, dtype), "{level:?} {dtype:?}");
+        }
+        for kind in [GgmlKind::Q8_0, GgmlKind::Q4_0, GgmlKind::Q4_1] {
+            assert_eq!(read(level, kind), read(Arch::Scalar, kind), "{level:?} {}", kind.name());
+        }
+    }
 }
 
 #[test]

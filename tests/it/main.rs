@@ -11,6 +11,7 @@ mod layers;
 mod parity;
 mod recipes;
 mod script;
+mod stored;
 mod tiny;
 mod train;
 mod weights;

@@ -75,7 +75,8 @@ fn vocabulary() -> Vec<String> {
     ["<unk>", "<s>", "</s>"].map(String::from).into_iter().chain(bytes).chain(letters).collect()
 }
 
-fn tokenizer(vocabulary: &[String]) -> serde_json::Value {
+/// A tokenizer.json of these tokens, the first three of them special.
+pub fn tokenizer(vocabulary: &[String]) -> serde_json::Value {
     let special = |id: usize, content: &str| json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true });
     let ids: serde_json::Map<_, _> =
         vocabulary.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();

@@ -50,13 +50,16 @@ pub(super) fn check<F>(params: &[F], gradients: &[F], state: &State<'_, F>, segm
 }
 
 /// The two factors of the update: `lr·√(1−β2ᵗ)/(1−β1ᵗ)` and `eps·√(1−β2ᵗ)`.
+///
+/// Powers of the β of `keep_and_fresh`, as in the kernel: those of 0.999 itself make the first update 6e-6 too long.
 pub(super) fn step_size_and_eps(step: &AdamWStep) -> (f64, f64) {
-    let correction1 = 1.0 - step.beta1.powf(step.step as f64);
-    let correction2 = (1.0 - step.beta2.powf(step.step as f64)).sqrt();
+    let [correction1, correction2] =
+        [step.beta1, step.beta2].map(|beta| 1.0 - f64::from(beta as f32).powf(step.step as f64));
+    let correction2 = correction2.sqrt();
     (step.lr * correction2 / correction1, step.eps * correction2)
 }
 
-/// A factor β and `1 − β` as bitsandbytes' kernels have them: rounded to f32 first, which moves `1 − β2` by 1e-5.
+/// A factor β and `1 − β` as bitsandbytes' kernels have them: rounded to f32 first, which moves `1 − 0.999` by 1.3e-5 of it.
 pub(super) fn keep_and_fresh(beta: f64) -> (f32, f32) {
     (beta as f32, 1.0 - beta as f32)
 }

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use crate::kernels::testing::{
-    Case, Random, act, assert_close, assert_same_bits, check, check_gradient, difference, read_full, wide,
+    Case, Random, act, assert_close, assert_same_bits, check, check_gradient, difference, levels, read_full, wide,
 };
 use crate::kernels::{Attention, Backend, Cpu, Error, Reference, matrix::Matrix, matrix::Texts};
 
@@ -135,9 +135,12 @@ fn cached_steps_continue_a_text() {
             all
         }
         assert_close(&steps(&reference, &values, width, &attention), &wanted, 1e-6);
-        let got = steps(&Cpu::new(Some(1)), &values, width, &attention);
-        assert_close(&got, &wanted[..rows * o_width], tolerance);
-        assert_same_bits(&steps(&Cpu::new(Some(3)), &values, width, &attention), &got);
+        for level in levels() {
+            let cpu = |threads| Cpu::new(Some(threads)).with_arch(level);
+            let got = steps(&cpu(1), &values, width, &attention);
+            assert_close(&got, &wanted[..rows * o_width], tolerance);
+            assert_same_bits(&steps(&cpu(3), &values, width, &attention), &got);
+        }
     }
 }
 

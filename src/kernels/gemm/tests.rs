@@ -4,7 +4,7 @@ use pulp::Arch;
 
 use super::cpu::product;
 use super::{Product, Start};
-use crate::kernels::testing::{Random, assert_close, assert_same_bits};
+use crate::kernels::testing::{Random, assert_close, assert_same_bits, levels};
 
 /// Row-major operands with slack at the end of every row.
 struct Operands {
@@ -32,8 +32,8 @@ impl Operands {
         Product { rows, cols, depth, a, a_row: self.depth + SLACK, a_col: 1, b, b_row, start }
     }
 
-    fn run(&self, c: &mut [f32], product_of: Product<'_>) {
-        product(Arch::new(), product_of, c, self.cols + SLACK);
+    fn run(&self, level: Arch, c: &mut [f32], product_of: Product<'_>) {
+        product(level, product_of, c, self.cols + SLACK);
     }
 
     /// In f64 by plain loops; the slack as it was in `c`.
@@ -51,49 +51,51 @@ impl Operands {
     }
 }
 
-fn shapes() -> impl Iterator<Item = Operands> {
+/// Shapes that fill every tile in part and in whole, on every level.
+fn shapes() -> impl Iterator<Item = (Arch, Operands)> {
     let rows = [1, 2, 3, 4, 5, 6, 7, 13];
     let cols = [1, 15, 16, 17, 31, 33, 48, 63, 64];
-    rows.into_iter()
-        .flat_map(move |rows| cols.into_iter().map(move |cols| Operands::new(rows, cols, 1 + rows * cols % 70)))
+    let shapes = rows.into_iter().flat_map(move |rows| cols.into_iter().map(move |cols| (rows, cols)));
+    let operands = |(rows, cols)| Operands::new(rows, cols, 1 + rows * cols % 70);
+    levels().into_iter().flat_map(move |level| shapes.clone().map(move |shape| (level, operands(shape))))
 }
 
 #[test]
 fn every_tile_computes_the_product() {
-    for operands in shapes() {
+    for (level, operands) in shapes() {
         let mut c = vec![9.0; operands.start.len()];
         let wanted = operands.wanted(&c, None);
-        operands.run(&mut c, operands.product(0..operands.depth, Start::Zero));
+        operands.run(level, &mut c, operands.product(0..operands.depth, Start::Zero));
         assert_close(&c, &wanted, 2e-6);
         let mut c = vec![9.0; operands.start.len()];
         let start = Start::Rows(&operands.start, operands.cols + SLACK);
-        operands.run(&mut c, operands.product(0..operands.depth, start));
+        operands.run(level, &mut c, operands.product(0..operands.depth, start));
         assert_close(&c, &operands.wanted(&vec![9.0; c.len()], Some(&operands.start)), 2e-6);
     }
 }
 
 #[test]
 fn depth_in_pieces_gives_the_same_bits() {
-    for operands in shapes() {
+    for (level, operands) in shapes() {
         let (mut whole, mut pieces) = (operands.start.clone(), operands.start.clone());
-        operands.run(&mut whole, operands.product(0..operands.depth, Start::Output));
+        operands.run(level, &mut whole, operands.product(0..operands.depth, Start::Output));
         let middle = operands.depth / 3;
-        operands.run(&mut pieces, operands.product(0..middle, Start::Output));
-        operands.run(&mut pieces, operands.product(middle..operands.depth, Start::Output));
+        operands.run(level, &mut pieces, operands.product(0..middle, Start::Output));
+        operands.run(level, &mut pieces, operands.product(middle..operands.depth, Start::Output));
         assert_same_bits(&pieces, &whole);
     }
 }
 
 #[test]
 fn a_transposed_left_side_gives_the_same_bits() {
-    for operands in shapes() {
+    for (level, operands) in shapes() {
         let (rows, depth) = (operands.rows, operands.depth);
         let (mut straight, mut turned) = (operands.start.clone(), operands.start.clone());
-        operands.run(&mut straight, operands.product(0..depth, Start::Zero));
+        operands.run(level, &mut straight, operands.product(0..depth, Start::Zero));
         let transposed: Vec<f32> =
             (0..depth * rows).map(|at| operands.a[at % rows * (depth + SLACK) + at / rows]).collect();
         let product_of = Product { a: &transposed, a_row: 1, a_col: rows, ..operands.product(0..depth, Start::Zero) };
-        operands.run(&mut turned, product_of);
+        operands.run(level, &mut turned, product_of);
         assert_same_bits(&turned, &straight);
     }
 }

@@ -1,7 +1,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use pulp::Arch;
+
 use crate::kernels::testing::{
-    Case, Random, act, assert_close, assert_same_bits, check, check_gradient, difference, full, stored, wide,
+    Case, Random, act, assert_close, assert_same_bits, check, check_gradient, difference, full, levels, stored, wide,
 };
 use crate::kernels::{Backend, Cpu, Error, LoraGroup, LoraPart, Reference, matrix::Matrix};
 
@@ -68,8 +70,8 @@ impl Case for Pass {
 struct Stored(Pass);
 
 impl Stored {
-    fn run_twice(&self) -> [Vec<Vec<f32>>; 2] {
-        [usize::MAX, 0].map(|limit| self.0.run(&Cpu::new(Some(2)).with_dense_limit(limit)))
+    fn run_twice(&self, level: Arch) -> [Vec<Vec<f32>>; 2] {
+        [usize::MAX, 0].map(|limit| self.0.run(&Cpu::new(Some(2)).with_arch(level).with_dense_limit(limit)))
     }
 }
 
@@ -114,9 +116,12 @@ fn the_cpu_computes_what_the_reference_computes() {
 #[test]
 fn a_weight_gives_the_same_bits_packed_or_as_stored() {
     for pass in passes() {
-        let [packed, stored] = Stored(pass).run_twice();
-        for (packed, stored) in packed.iter().zip(&stored) {
-            assert_same_bits(packed, stored);
+        let pass = Stored(pass);
+        for level in levels() {
+            let [packed, stored] = pass.run_twice(level);
+            for (packed, stored) in packed.iter().zip(&stored) {
+                assert_same_bits(packed, stored);
+            }
         }
     }
 }

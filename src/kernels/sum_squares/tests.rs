@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use crate::kernels::testing::{Random, full};
+use crate::kernels::testing::{Random, full, levels};
 use crate::kernels::{Backend, Cpu, Reference};
 
 #[test]
@@ -15,8 +15,9 @@ fn the_cpu_computes_what_the_reference_computes_on_any_number_of_threads() {
         let wanted = Reference::new().sum_squares(&full(&Reference::new(), &values)).unwrap();
         let got = Cpu::new(Some(1)).sum_squares(&values).unwrap();
         assert!((got - wanted).abs() <= 1e-12 * wanted);
-        for threads in [2, 3, 7] {
-            assert_eq!(Cpu::new(Some(threads)).sum_squares(&values).unwrap().to_bits(), got.to_bits());
+        for (level, threads) in levels().into_iter().flat_map(|level| [1, 2, 3, 7].map(|threads| (level, threads))) {
+            let again = Cpu::new(Some(threads)).with_arch(level).sum_squares(&values).unwrap();
+            assert_eq!(again.to_bits(), got.to_bits(), "{level:?}, {threads} threads");
         }
     }
 }

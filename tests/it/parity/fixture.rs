@@ -5,9 +5,13 @@ use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
+use unslothify::data::{MicroBatch, RowId};
 use unslothify::engine::{AdapterTensor, Batch, Engine, LoadOptions, LoraConfig, Matrix};
 use unslothify::kernels::Backend;
+use unslothify::train::{Device, LoadSettings, Model};
 use unslothify::weights::{Checkpoint, adapter};
+
+use crate::tiny;
 
 /// The cases `make/parity.py` writes.
 pub const CASES: [&str; 7] = ["untied", "window", "tied", "rslora", "q_and_v", "texts", "nf4"];
@@ -97,7 +101,7 @@ pub struct Case {
     pub name: &'static str,
     pub facts: Facts,
     pub expected: Tensors,
-    /// config.json and model.safetensors, as a checkpoint has them.
+    /// config.json, model.safetensors and a tokenizer.json of letters, as a checkpoint has them.
     pub folder: tempfile::TempDir,
 }
 
@@ -115,6 +119,10 @@ impl Case {
         std::fs::write(folder.path().join("config.json"), config).unwrap();
         let base = root().join("bases").join(format!("{}.safetensors", facts.base));
         std::fs::copy(base, folder.path().join("model.safetensors")).unwrap();
+        let letters = ["<unk>", "<s>", "</s>", "▁"].map(String::from).into_iter().chain(('a'..='z').map(String::from));
+        let mut tokenizer = tiny::tokenizer(&letters.collect::<Vec<_>>());
+        tokenizer["model"]["byte_fallback"] = false.into();
+        std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
         Self { name, facts, expected: tensors(&at.join("expected.safetensors")), folder }
     }
 
@@ -129,6 +137,33 @@ impl Case {
     /// The base without an adapter.
     pub fn base<B: Backend>(&self, backend: B) -> Engine<B> {
         Engine::load(backend, &self.checkpoint(), &LoadOptions { load_in_4bit: false }).unwrap()
+    }
+
+    /// The base as a recipe holds it.
+    pub fn model(&self, device: Device) -> Model {
+        let settings = LoadSettings { device, ..LoadSettings::default() };
+        Model::from_pretrained(".", self.folder.path(), &settings).unwrap()
+    }
+
+    /// The base with the adapter PEFT wrote, as a recipe holds it.
+    pub fn adapted_model(&self, device: Device) -> Model {
+        let model = self.model(device);
+        let loaded = model.load_adapter(&self.adapter_folder()).unwrap();
+        assert_eq!(loaded.base.as_deref(), Some("tiny-mistral"));
+        model
+    }
+
+    /// A whole step as a data set gives it.
+    pub fn micro(&self, batch: usize) -> MicroBatch {
+        let rows = self.rows(batch);
+        let texts = 1..rows.cu_seqlens.len();
+        MicroBatch {
+            step_targets: rows.target_count(),
+            rows: texts.map(|line| RowId { file: self.name.into(), line }).collect(),
+            ids: rows.ids,
+            cu_seqlens: rows.cu_seqlens,
+            targets: rows.targets,
+        }
     }
 
     /// The base with the adapter PEFT wrote.

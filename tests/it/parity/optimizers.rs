@@ -1,12 +1,20 @@
 //! bitsandbytes' 8-bit AdamW and NF4 against values bitsandbytes computed.
 
-use unslothify::kernels::{AdamWStep, Backend, Cpu, Reference, StateSegment};
+use std::collections::HashMap;
+
+use unslothify::kernels::{Backend, Cpu, Reference, StateSegment};
+use unslothify::optim::{AdamW8bit, Settings, Values};
 use unslothify::quant::StoredMatrix;
 use unslothify::weights::Checkpoint;
 
 use super::fixture::{Case, Tensors, Worst, max_error, root, tensors};
 
 const LEN: usize = 5000;
+/// Codes are the same, all of them: what is left is rounding. An f32 rounds by up to 6e-8 of itself; an update takes some
+/// eight of those (torch fuses some of them away) and reaches half of the largest parameter, which itself is rounded once
+/// a step: 2.4e-7 is four. Powers of 0.999 instead of the f32 nearest to it are seen at 4.8e-6.
+const PARAMETERS: f64 = 2.4e-7;
+const MAXIMA: f64 = 2.4e-7;
 
 /// What the optimizer holds after each of three steps: parameters, codes and block maxima of both moments.
 struct State {
@@ -15,32 +23,28 @@ struct State {
     absmax: [Vec<f32>; 2],
 }
 
-fn run<B: Backend>(backend: &B, golden: &Tensors, weight_decay: f64, epsilon: f64) -> Vec<State> {
-    let blocks = LEN.div_ceil(256);
+fn run<B: Backend>(backend: &B, golden: &Tensors, weight_decay: f64, eps: f64) -> Vec<State> {
     let (mut params, mut gradients) = (backend.full(LEN).unwrap(), backend.full(LEN).unwrap());
     backend.write_full(&mut params, 0, &golden["p"]).unwrap();
-    let (mut codes1, mut codes2) = (backend.bytes(LEN).unwrap(), backend.bytes(LEN).unwrap());
-    let (mut absmax1, mut absmax2) = (backend.full(blocks).unwrap(), backend.full(blocks).unwrap());
-    let (mut m, mut v) = (backend.full(0).unwrap(), backend.full(0).unwrap());
     let segments = [StateSegment { offset: 0, len: LEN, eight_bit: true }];
-    let read = |full: &B::Full| {
-        let mut values = vec![0.0; backend.full_len(full)];
-        backend.read_full(full, 0, &mut values).unwrap();
-        values
-    };
+    let settings = Settings { betas: (0.9, 0.999), eps, weight_decay };
+    let mut optimizer = AdamW8bit::new(backend, settings, &segments, LEN).unwrap();
     (1..=3)
         .map(|step| {
             backend.write_full(&mut gradients, 0, &golden[&format!("gradient{step}")]).unwrap();
-            let constants =
-                AdamWStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: epsilon, weight_decay, step, gradient_scale: 1.0 };
-            let (codes, absmax) = ((&mut codes1, &mut codes2), (&mut absmax1, &mut absmax2));
-            let full = (&mut m, &mut v);
-            backend.adamw_8bit(&mut params, &gradients, codes, absmax, full, &segments, &constants).unwrap();
-            State {
-                p: read(&params),
-                codes: [backend.read_bytes(&codes1).unwrap(), backend.read_bytes(&codes2).unwrap()],
-                absmax: [read(&absmax1), read(&absmax2)],
-            }
+            optimizer.step(backend, &mut params, &gradients, 0.1, 1.0).unwrap();
+            let mut p = vec![0.0; LEN];
+            backend.read_full(&params, 0, &mut p).unwrap();
+            let state: HashMap<_, _> = optimizer.state(backend).unwrap().vectors.into_iter().collect();
+            let bytes = |name| match &state[name] {
+                Values::Bytes(values) => values.clone(),
+                Values::Floats(_) => panic!("{name} holds floats"),
+            };
+            let floats = |name| match &state[name] {
+                Values::Floats(values) => values.clone(),
+                Values::Bytes(_) => panic!("{name} holds bytes"),
+            };
+            State { p, codes: [bytes("codes_m"), bytes("codes_v")], absmax: [floats("absmax_m"), floats("absmax_v")] }
         })
         .collect()
 }
@@ -54,24 +58,21 @@ fn check<B: Backend>(backend: &B) {
         for (moment, which) in ["1", "2"].iter().enumerate() {
             let absmax = of(&format!("absmax{which}"));
             maxima.see(format!("step {} absmax{which}", index + 1), max_error(&state.absmax[moment], absmax));
-            // a block of zeros decodes to zero whatever its codes; a value on a midpoint may fall either way
+            // a block of zeros decodes to zero whatever its codes
             let codes = of(&format!("codes{which}"));
-            let differ = (0..LEN)
-                .filter(|i| absmax[i / 256] > 0.0)
-                .map(|i| (f32::from(state.codes[moment][i]) - codes[i]).abs())
-                .filter(|difference| *difference > 0.0);
-            let (differing, furthest) = differ.fold((0, 0f32), |(n, most), d| (n + 1, most.max(d)));
-            assert!(differing <= 10 && furthest <= 1.0, "step {index}: {differing} codes{which}, by up to {furthest}");
+            let differing = (0..LEN)
+                .filter(|i| absmax[i / 256] > 0.0 && f32::from(state.codes[moment][*i]) != codes[*i])
+                .collect::<Vec<_>>();
+            assert!(differing.is_empty(), "step {}: codes{which} of {differing:?}", index + 1);
         }
     }
     for (index, state) in run(backend, &golden, 0.01, 1e-8).iter().enumerate() {
         let want = &golden[&format!("decay{}.p", index + 1)];
         decayed.see(format!("step {}", index + 1), max_error(&state.p, want));
     }
-    // a code on a midpoint that falls the other way moves what is computed from it in the next step
-    p.within("adamw_8bit parameters", 5e-6);
-    maxima.within("adamw_8bit block maxima", 5e-5);
-    decayed.within("adamw_8bit parameters with decay", 5e-6);
+    p.within("adamw_8bit parameters", PARAMETERS);
+    maxima.within("adamw_8bit block maxima", MAXIMA);
+    decayed.within("adamw_8bit parameters with decay", PARAMETERS);
 }
 
 #[test]

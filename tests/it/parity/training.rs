@@ -1,128 +1,126 @@
-//! Ten optimizer steps from a PEFT adapter end where torch and PEFT end.
+//! Ten optimizer steps from a PEFT adapter end where torch and PEFT end, by the calls a recipe makes.
 
-use unslothify::engine::{AdapterTensor, Engine, Mode};
-use unslothify::kernels::{AdamWStep, Backend, Cpu, Reference};
+use unslothify::engine::AdapterTensor;
+use unslothify::optim;
+use unslothify::schedule::{Schedule, ScheduleOptions};
+use unslothify::train::{Algorithm, Device, Optimizer, backward};
 
 use super::fixture::{CASES, Case, Worst, compare};
 
+const CPU: Device = Device::Cpu { threads: Some(2) };
 const AFTER_TEN: f64 = 1e-4;
 
 /// What changes between runs that must and must not agree.
 #[derive(Clone, Copy)]
 struct Settings {
-    weight_decay: f64,
+    adamw: optim::Settings,
     max_norm: f64,
     warmup: usize,
-    epsilon: f64,
 }
 
 impl Settings {
     fn of(case: &Case) -> Self {
         let facts = &case.facts;
-        Self { weight_decay: facts.weight_decay, max_norm: facts.max_norm, warmup: facts.warmup, epsilon: 1e-8 }
+        let adamw = optim::Settings { betas: (0.9, 0.999), eps: 1e-8, weight_decay: facts.weight_decay };
+        Self { adamw, max_norm: facts.max_norm, warmup: facts.warmup }
     }
 
-    /// transformers' linear schedule with warm-up.
-    fn rate(&self, case: &Case, step: usize) -> f64 {
-        let (warmup, total) = (self.warmup as f64, case.facts.total as f64);
-        let step = step as f64;
-        let factor = if step < warmup { step / warmup } else { (total - step) / (total - warmup) };
-        case.facts.peak * factor.max(0.0)
+    fn schedule(&self, case: &Case) -> Schedule {
+        let options = ScheduleOptions {
+            lr: case.facts.peak,
+            num_warmup_steps: Some(self.warmup as f64),
+            num_training_steps: Some(case.facts.total as f64),
+            ..ScheduleOptions::default()
+        };
+        Schedule::get("linear", &options).unwrap()
     }
 }
 
-struct Log {
+#[derive(Default)]
+struct Run {
+    /// The adapter before the first step and after each.
+    adapters: Vec<Vec<AdapterTensor>>,
     losses: Worst,
     norms: Worst,
+    rates: Worst,
 }
 
 /// Trains `steps` steps in transformers' order: clip, update at this step's rate, then the schedule moves on.
-fn train<B: Backend>(engine: &mut Engine<B>, case: &Case, steps: usize, settings: Settings) -> Log {
-    let len = engine.backend().full_len(engine.flat().unwrap().params);
-    let (mut m, mut v) = (engine.backend().full(len).unwrap(), engine.backend().full(len).unwrap());
-    let mut log = Log { losses: Worst::default(), norms: Worst::default() };
-    for step in 0..steps {
-        let rows = case.rows(step);
-        let loss = engine.forward(&rows.batch(), Mode::Train, rows.target_count() as f64).unwrap();
-        engine.backward(1.0).unwrap();
-        let flat = engine.flat_mut().unwrap();
-        let norm = flat.backend.sum_squares(flat.gradients).unwrap().sqrt();
-        let constants = AdamWStep {
-            lr: settings.rate(case, step),
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: settings.epsilon,
-            weight_decay: settings.weight_decay,
-            step: step as u64 + 1,
-            gradient_scale: (settings.max_norm / (norm + 1e-6)).min(1.0),
-        };
-        flat.backend.adamw(flat.params, flat.gradients, &mut m, &mut v, flat.segments, &constants).unwrap();
-        engine.zero_grad().unwrap();
-        let wanted = &case.facts.steps[step];
-        assert!((constants.lr - wanted.learning_rate).abs() < 1e-12 || settings.warmup != case.facts.warmup);
-        log.losses.see(format!("{} step {step}", case.name), (loss - wanted.loss).abs() / wanted.loss);
-        log.norms.see(format!("{} step {step}", case.name), (norm - wanted.grad_norm).abs() / wanted.grad_norm);
+fn train(device: Device, case: &Case, steps: usize, settings: Settings) -> Run {
+    let model = case.adapted_model(device);
+    let optimizer = Optimizer::new(&model.parameters().unwrap(), Algorithm::AdamW(settings.adamw)).unwrap();
+    let schedule = settings.schedule(case);
+    let mut run = Run { adapters: vec![model.adapter_tensors().unwrap()], ..Run::default() };
+    for (step, wanted) in case.facts.steps.iter().enumerate().take(steps) {
+        let loss = model.loss(&case.micro(step)).unwrap();
+        backward(&loss).unwrap();
+        let norm = optimizer.clip_grad_norm(settings.max_norm).unwrap();
+        let rate = schedule.at(step as u64);
+        optimizer.step(rate).unwrap();
+        optimizer.zero_grad().unwrap();
+        run.adapters.push(model.adapter_tensors().unwrap());
+        let (at, loss) = (format!("{} step {step}", case.name), f64::from(loss.to_scalar::<f32>().unwrap()));
+        run.losses.see(&at, (loss - wanted.loss).abs() / wanted.loss);
+        run.norms.see(&at, (norm - wanted.grad_norm).abs() / wanted.grad_norm);
+        run.rates.see(at, (rate - wanted.learning_rate).abs() / case.facts.peak);
     }
-    log
+    assert_eq!(run.losses.compared, steps);
+    run
 }
 
-/// Parameters after `steps` steps, from the adapter PEFT wrote.
-fn after<B: Backend>(engine: &mut Engine<B>, case: &Case, steps: usize) -> (Vec<AdapterTensor>, Log) {
-    let log = train(engine, case, steps, Settings::of(case));
-    (engine.adapter_tensors().unwrap(), log)
-}
-
-fn check<B: Backend>(backend: impl Fn() -> B) {
+fn check(device: Device) {
     let (mut two, mut ten) = (Worst::default(), Worst::default());
-    let (mut losses, mut norms) = (Worst::default(), Worst::default());
+    let (mut losses, mut norms, mut rates) = (Worst::default(), Worst::default(), Worst::default());
     for name in CASES {
         let case = Case::open(name);
-        let worst = compare(&case, "step2", &after(&mut case.engine(backend()), &case, 2).0);
+        let run = train(device, &case, 10, Settings::of(&case));
+        let worst = compare(&case, "step2", &run.adapters[2]);
         two.see(format!("{name} {}", worst.at), worst.error);
-        let (tensors, log) = after(&mut case.engine(backend()), &case, 10);
-        let worst = compare(&case, "step10", &tensors);
+        let worst = compare(&case, "step10", &run.adapters[10]);
         ten.see(format!("{name} {}", worst.at), worst.error);
-        losses.see(log.losses.at, log.losses.error);
-        norms.see(log.norms.at, log.norms.error);
+        losses.see(run.losses.at, run.losses.error);
+        norms.see(run.norms.at, run.norms.error);
+        rates.see(run.rates.at, run.rates.error);
     }
     two.within("parameters after 2 steps", 1e-5);
     ten.within("parameters after 10 steps", AFTER_TEN);
     losses.within("losses on the way", 1e-5);
     norms.within("gradient norms on the way", 1e-4);
+    rates.within("learning rates on the way", 1e-12);
 }
 
 #[test]
 fn ten_cpu_steps_end_where_torch_and_peft_end() {
-    check(|| Cpu::new(Some(2)));
+    check(CPU);
 }
 
 #[test]
 fn ten_reference_steps_end_where_torch_and_peft_end() {
-    check(Reference::new);
+    check(Device::Reference);
 }
 
 #[test]
 fn the_first_step_of_a_warm_up_changes_nothing() {
     let case = Case::open("untied");
-    let mut engine = case.engine(Cpu::new(Some(1)));
-    let before = engine.adapter_tensors().unwrap();
-    assert_eq!(after(&mut engine, &case, 1).0, before);
+    let run = train(CPU, &case, 2, Settings::of(&case));
+    assert_eq!(run.adapters[1], run.adapters[0]);
+    assert_ne!(run.adapters[2], run.adapters[1]);
 }
 
 #[test]
 fn a_wrong_decay_clip_warm_up_or_epsilon_is_seen() {
     let case = Case::open("tied");
     let right = Settings::of(&case);
+    let adamw = right.adamw;
     let wrong = [
-        ("no weight decay", Settings { weight_decay: 0.0, ..right }),
-        ("no clipping", Settings { max_norm: 1e9, ..right }),
+        ("no weight decay", Settings { adamw: optim::Settings { weight_decay: 0.0, ..adamw }, ..right }),
+        ("no clipping", Settings { max_norm: 0.0, ..right }),
         ("warm-up one step longer", Settings { warmup: right.warmup + 1, ..right }),
-        ("epsilon 1e-5", Settings { epsilon: 1e-5, ..right }),
+        ("epsilon 1e-5", Settings { adamw: optim::Settings { eps: 1e-5, ..adamw }, ..right }),
     ];
     for (what, settings) in wrong {
-        let mut engine = case.engine(Cpu::new(Some(2)));
-        train(&mut engine, &case, 10, settings);
-        let worst = compare(&case, "step10", &engine.adapter_tensors().unwrap());
+        let run = train(CPU, &case, 10, settings);
+        let worst = compare(&case, "step10", &run.adapters[10]);
         assert!(worst.error > 2.0 * AFTER_TEN, "{what}: {:.1e} only", worst.error);
     }
 }
