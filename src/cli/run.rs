@@ -23,6 +23,11 @@ pub(super) fn main(arguments: &Run, argv: Vec<String>, stop: &Stop) -> anyhow::R
         let failure = Failure::new(Kind::Usage, "no recipe is named, and there is no interactive session yet");
         return Err(failure.hint("try `unslothify recipes/meatballs.rhai`").into());
     }
+    if let Some(threads) = arguments.threads {
+        // Reading, tokenising and quantising run on rayon's own threads: a bound holds for all of them.
+        let bounded = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        bounded.map_err(|error| Failure::new(Kind::Usage, format!("cannot start {threads} threads: {error}")))?;
+    }
     let console = Arc::new(Console::new(arguments.quiet));
     let options = SessionOptions {
         given: given(arguments)?,

@@ -184,7 +184,7 @@ impl Batches {
         (0..batches.steps()).map(move |step| {
             let start = step.saturating_mul(per_step);
             let end = start.saturating_add(per_step).min(order.len());
-            batches.step(first + step, order.get(start..end).unwrap_or_default())
+            batches.step(first.saturating_add(step), order.get(start..end).unwrap_or_default())
         })
     }
 

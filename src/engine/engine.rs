@@ -54,6 +54,11 @@ pub struct Engine<B: Backend> {
 impl<B: Backend> Engine<B> {
     /// Reads the base onto the device.
     pub fn load(backend: B, checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
+        Self::load_until(backend, checkpoint, options, Cancel::new())
+    }
+
+    /// As `load`; `cancel` stops it, and every later pass, within one layer.
+    pub fn load_until(backend: B, checkpoint: &Checkpoint, options: &LoadOptions, cancel: Cancel) -> Result<Self> {
         Ok(Self {
             work: Work::new(&backend)?,
             head_work: HeadWork::new(&backend)?,
@@ -61,7 +66,7 @@ impl<B: Backend> Engine<B> {
             saved: Vec::new(),
             dx: backend.act(),
             pending: None,
-            net: Net::load(backend, checkpoint, options)?,
+            net: Net::load(backend, checkpoint, options, cancel)?,
         })
     }
 
@@ -76,11 +81,6 @@ impl<B: Backend> Engine<B> {
     /// The flag that stops a pass within one layer.
     pub fn cancel(&self) -> &Cancel {
         &self.net.cancel
-    }
-
-    /// Takes somebody else's flag, so that one Ctrl-C reaches every part of a run.
-    pub fn set_cancel(&mut self, cancel: Cancel) {
-        self.net.cancel = cancel;
     }
 
     /// Bytes of the frozen base on the device.

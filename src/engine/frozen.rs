@@ -6,7 +6,7 @@ use crate::kernels::Backend;
 use crate::quant::{StoredMatrix, StoredValues};
 use crate::weights::{Checkpoint, ModelConfig};
 
-use super::{Error, Result};
+use super::{Cancel, Error, Result};
 
 /// How the base is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub(super) struct Frozen<B: Backend> {
 }
 
 impl<B: Backend> Frozen<B> {
-    pub fn load(backend: &B, checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
+    pub fn load(backend: &B, checkpoint: &Checkpoint, options: &LoadOptions, cancel: &Cancel) -> Result<Self> {
         let config = checkpoint.config();
         let loader = Loader { backend, checkpoint, config, options };
         let (hidden, vocabulary) = (config.hidden_size, config.vocab_size);
@@ -49,7 +49,11 @@ impl<B: Backend> Frozen<B> {
         } else {
             Arc::new(backend.weight(vec![loader.kept("lm_head.weight", vocabulary, hidden)?])?)
         };
-        let layers = (0..config.num_hidden_layers).map(|index| loader.layer(index)).collect::<Result<_>>()?;
+        let layer = |index| {
+            cancel.check()?;
+            loader.layer(index)
+        };
+        let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
         let norm = loader.vector("model.norm.weight")?;
         let frequencies = config.inverse_frequencies();
         let mut inverse_frequencies = backend.full(frequencies.len())?;

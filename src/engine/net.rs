@@ -25,7 +25,7 @@ pub(super) struct Net<B: Backend> {
 }
 
 impl<B: Backend> Net<B> {
-    pub fn load(backend: B, checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
+    pub fn load(backend: B, checkpoint: &Checkpoint, options: &LoadOptions, cancel: Cancel) -> Result<Self> {
         let config = checkpoint.config().clone();
         let attention = Attention {
             heads: config.num_attention_heads,
@@ -33,9 +33,9 @@ impl<B: Backend> Net<B> {
             head_dim: config.head_dim,
             window: config.sliding_window,
         };
-        let frozen = Frozen::load(&backend, checkpoint, options)?;
+        let frozen = Frozen::load(&backend, checkpoint, options, &cancel)?;
         let backend = Arc::new(backend);
-        Ok(Self { backend, config, frozen, attention, lora: None, adapter_enabled: true, cancel: Cancel::new() })
+        Ok(Self { backend, config, frozen, attention, lora: None, adapter_enabled: true, cancel })
     }
 
     pub fn layers(&self) -> usize {

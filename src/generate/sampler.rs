@@ -42,8 +42,9 @@ impl Sampling {
             let token = most_likely(&scores).ok_or(Error::NoLogits)?;
             return Ok(vec![(token, 1.0)]);
         }
-        let temperature = self.temperature as f32;
-        scores.iter_mut().for_each(|score| *score /= temperature);
+        // From the highest down, so that no temperature, however small, makes the likeliest score infinite.
+        let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let scores = scores.into_iter().map(|score| (f64::from(score - highest) / self.temperature) as f32);
         let mut kept: Vec<(u32, f32)> = (0u32..).zip(scores).filter(|(_, score)| score.is_finite()).collect();
         if let Some(k) = self.top_k {
             keep_top_k(&mut kept, k.max(1));

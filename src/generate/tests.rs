@@ -82,4 +82,8 @@ fn greedy_takes_the_first_of_equals_and_broken_logits_are_an_error() {
     assert!(matches!(all_gone.choose(&[f32::NEG_INFINITY; 3], &[], 0), Err(Error::NoLogits)));
     let tiny_p = Sampling { temperature: 1.0, top_p: Some(1e-9), top_k: Some(0), ..greedy };
     assert_eq!(tiny_p.choose(&[0.0, 5.0, 1.0], &[], 0).unwrap(), 1);
+    for temperature in [1e-30, 1e-38, 1e-300, f64::MIN_POSITIVE] {
+        let cold = Sampling { temperature, ..greedy };
+        assert_eq!(cold.choose(&[5.0, 0.5, -3.0], &[], 0).unwrap(), 0, "{temperature:e}");
+    }
 }

@@ -1,5 +1,7 @@
 //! The token loop.
 
+use std::ops::ControlFlow;
+
 use crate::tokenizer::{Stream, Tokenizer};
 
 use super::stop::Stops;
@@ -37,6 +39,8 @@ pub enum Finish {
     Stop,
     /// `max_new_tokens` were written.
     Length,
+    /// Whoever was shown the text had enough.
+    Stopped,
 }
 
 /// A text without its prompt.
@@ -48,7 +52,7 @@ pub struct Generated {
     pub finish: Finish,
 }
 
-/// Continues `prompt`; `show` gets the text piece by piece, never half a character.
+/// Continues `prompt`; `show` gets the text piece by piece, never half a character, and can end it.
 ///
 /// The token that ends a text is never shown. Token `n` depends on logits, history, seed and `n` alone.
 pub fn generate(
@@ -56,7 +60,7 @@ pub fn generate(
     tokenizer: &Tokenizer,
     prompt: &str,
     options: &Options,
-    show: &mut dyn FnMut(&str),
+    show: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generated> {
     let mut ids = tokenizer.encode(prompt)?;
     check_context(&ids, options, decoder.context())?;
@@ -78,29 +82,31 @@ pub fn generate(
         }
         if let Some(piece) = stream.push(next)? {
             let shown = stops.push(&piece);
-            add(&mut text, &shown.text, show);
-            if shown.ended {
-                let ids = ids.split_off(prompt_len);
-                return Ok(Generated { text, ids, finish: Finish::Stop });
+            let is_enough = add(&mut text, &shown.text, show).is_break();
+            if shown.ended || is_enough {
+                let finish = if shown.ended { Finish::Stop } else { Finish::Stopped };
+                return Ok(Generated { text, ids: ids.split_off(prompt_len), finish });
             }
         }
     }
     if let Some(rest) = stream.finish() {
         let shown = stops.push(&rest);
-        add(&mut text, &shown.text, show);
-        if shown.ended {
-            return Ok(Generated { text, ids: ids.split_off(prompt_len), finish: Finish::Stop });
+        let is_enough = add(&mut text, &shown.text, show).is_break();
+        if shown.ended || is_enough {
+            let finish = if shown.ended { Finish::Stop } else { Finish::Stopped };
+            return Ok(Generated { text, ids: ids.split_off(prompt_len), finish });
         }
     }
-    add(&mut text, &stops.finish(), show);
+    let _ = add(&mut text, &stops.finish(), show); // the text is over either way
     Ok(Generated { text, ids: ids.split_off(prompt_len), finish })
 }
 
-fn add(text: &mut String, piece: &str, show: &mut dyn FnMut(&str)) {
-    if !piece.is_empty() {
-        text.push_str(piece);
-        show(piece);
+fn add(text: &mut String, piece: &str, show: &mut dyn FnMut(&str) -> ControlFlow<()>) -> ControlFlow<()> {
+    if piece.is_empty() {
+        return ControlFlow::Continue(());
     }
+    text.push_str(piece);
+    show(piece)
 }
 
 fn check_context(ids: &[u32], options: &Options, context: usize) -> Result<()> {

@@ -71,6 +71,16 @@ pub struct Schedule {
     name: &'static str,
     lr: f64,
     factor: Factor,
+    remark: Option<Remark>,
+}
+
+/// What is allowed and hardly meant.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+pub enum Remark {
+    #[error("the warm-up takes {warmup} steps and there are {total}: the rate never reaches its peak")]
+    NeverAtPeak { warmup: f64, total: f64 },
+    #[error("schedule `constant` has no warm-up, {warmup} is not used; `constant_with_warmup` has one")]
+    NoWarmup { warmup: f64 },
 }
 
 impl Schedule {
@@ -83,7 +93,20 @@ impl Schedule {
             return Err(Error::UnknownName { name: name.to_owned(), nearest: nearest(name) });
         };
         let factor = options::factor(name, options)?;
-        Ok(Self { name, lr: options.lr, factor })
+        let remark = match (name, options.num_warmup_steps, options.num_training_steps) {
+            ("constant", Some(warmup), _) if warmup > 0.0 => Some(Remark::NoWarmup { warmup }),
+            ("constant", ..) => None,
+            (_, Some(warmup), Some(total)) if warmup >= 1.0 && warmup >= total => {
+                Some(Remark::NeverAtPeak { warmup, total })
+            }
+            _ => None,
+        };
+        Ok(Self { name, lr: options.lr, factor, remark })
+    }
+
+    /// What whoever chose these options should be told.
+    pub fn remark(&self) -> Option<Remark> {
+        self.remark
     }
 
     pub fn name(&self) -> &'static str {

@@ -77,6 +77,16 @@ fn the_golden_table_is_met_to_1e_minus_6() {
 }
 
 #[test]
+fn what_is_allowed_and_hardly_meant_is_remarked() {
+    let remark = |name, warmup, total| Schedule::get(name, &options(1e-3, warmup, total)).unwrap().remark();
+    assert_eq!(remark("linear", 10.0, 60.0), None);
+    assert_eq!(remark("linear", 10.0, 10.0), Some(Remark::NeverAtPeak { warmup: 10.0, total: 10.0 }));
+    assert_eq!(remark("constant_with_warmup", 10.0, 5.0), Some(Remark::NeverAtPeak { warmup: 10.0, total: 5.0 }));
+    assert_eq!(remark("constant", 10.0, 5.0), Some(Remark::NoWarmup { warmup: 10.0 }));
+    assert_eq!(remark("constant", 0.0, 5.0), None);
+}
+
+#[test]
 fn unusual_options_give_what_transformers_gives() {
     for case in json(EDGE)["schedules"].as_array().unwrap() {
         let mut base = options(case["lr"].as_f64().unwrap(), case["num_warmup_steps"].as_f64().unwrap(), 0.0);

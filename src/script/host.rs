@@ -12,8 +12,8 @@ use serde_json::Value as Json;
 use super::failure::{Failure, Kind};
 use super::stop::{Stop, StopReason};
 use super::terminal::{Progress, Terminal};
-use crate::recipe::{Origin, Resolved};
-use crate::run;
+use crate::recipe::{self, Origin, Resolved};
+use crate::{io, run};
 
 /// Where models are to be computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +46,10 @@ pub enum Error {
     NoFolder { path: String },
     #[error("the recipe may not read `{path}`")]
     ReadOutside { path: String },
+    #[error("the recipe may not read `{path}`: its link leads out of the recipe's folder")]
+    LinkOutside { path: String },
+    #[error("`{name}` of a metrics row is {float}, wanted a finite number")]
+    NotFinite { name: String, float: f64 },
     #[error("`{name}` of a metrics row must be a number, a bool or a string, got {kind}")]
     Metric { name: String, kind: String },
     #[error(transparent)]
@@ -62,7 +66,8 @@ impl Error {
             }
             Self::WriteReserved { .. } => "choose another name".to_string(),
             Self::NoFolder { .. } => "run a recipe file, or give the session a folder for outputs".to_string(),
-            Self::ReadOutside { .. } => {
+            Self::NotFinite { .. } => "leave the value out of the row, or log it as text".to_string(),
+            Self::ReadOutside { .. } | Self::LinkOutside { .. } => {
                 "a recipe reads the files beside it and below, those it has written, and those \
                  that you name by `--set`: make it a parameter, `param(\"data\", \"data.jsonl\", #{ kind: \"path\" })`"
                     .to_string()
@@ -175,37 +180,54 @@ impl Host {
         &self.0.shell
     }
 
+    /// The recipe's folder, which relative names start from.
+    pub fn base(&self) -> PathBuf {
+        self.run().base
+    }
+
     /// The file that a script means by `path`: relative to what this run has written, else to the recipe's folder.
     ///
-    /// A path outside of both is refused, unless the user gave it as the value of a parameter.
+    /// A path outside of both is refused, by its name and by where its links lead, unless it is or lies in the value
+    /// that the user gave to a parameter of the kind `path` or `model`.
     pub fn read_path(&self, path: &str) -> Result<PathBuf, Error> {
         if path.trim().is_empty() {
             return Err(Error::EmptyPath);
         }
         let run = self.run();
         let wanted = Path::new(path);
-        if is_inside(wanted) {
+        let named = if is_inside(wanted) {
             let plain = plain(wanted);
+            let is_place = !plain.as_os_str().is_empty(); // `.` is the recipe's folder, whatever was written
             let written = self.0.written.lock().unwrap_or_else(PoisonError::into_inner);
-            return match &run.folder {
-                Some(folder) if written.iter().any(|own| plain.starts_with(own) || own.starts_with(&plain)) => {
-                    Ok(folder.path().join(plain))
+            match &run.folder {
+                Some(folder)
+                    if is_place && written.iter().any(|own| plain.starts_with(own) || own.starts_with(&plain)) =>
+                {
+                    folder.path().join(plain)
                 }
-                _ => Ok(run.base.join(plain)),
-            };
+                _ => run.base.join(plain),
+            }
+        } else {
+            let refused = || Error::ReadOutside { path: path.to_string() };
+            let absolute = tidy(&run.base.join(wanted)).ok_or_else(refused)?;
+            if !run.may_read(&absolute, tidy) {
+                return Err(refused());
+            }
+            absolute
+        };
+        match io::canonical(&named) {
+            Ok(real) if !run.may_read(&real, |place| io::canonical(place).ok()) => {
+                Err(Error::LinkOutside { path: path.to_string() })
+            }
+            _ => Ok(named), // what is not there is for the reader to say
         }
-        let refused = || Error::ReadOutside { path: path.to_string() };
-        let absolute = tidy(&run.base.join(wanted)).ok_or_else(refused)?;
-        let given = run.parameters.iter().filter(|setting| setting.origin != Origin::Default);
-        let granted = given
-            .filter_map(|setting| match &setting.value {
-                crate::recipe::Value::Text(text) => tidy(Path::new(text)),
-                _ => None,
-            })
-            .any(|granted| granted.is_absolute() && absolute.starts_with(granted));
-        let own = |folder: &Path| tidy(folder).is_some_and(|folder| absolute.starts_with(folder));
-        let beside = own(&run.base) || run.folder.as_ref().is_some_and(|folder| own(folder.path()));
-        if granted || beside { Ok(absolute) } else { Err(refused()) }
+    }
+
+    /// Whether this run has written `path` or into it.
+    pub fn has_written(&self, path: &str) -> bool {
+        let plain = plain(Path::new(path));
+        let written = self.0.written.lock().unwrap_or_else(PoisonError::into_inner);
+        !plain.as_os_str().is_empty() && written.iter().any(|own| own.starts_with(&plain))
     }
 
     /// The file in the run folder that a script means by `path`; the folders on the way are made by the writer.
@@ -343,7 +365,12 @@ fn metric(name: &str, value: &rhai::Dynamic) -> Result<Json, Error> {
         return Ok(int.into());
     }
     if let Ok(float) = value.as_float() {
-        return Ok(float.into());
+        // JSON has no word for these, and `null` would hide them.
+        return if float.is_finite() {
+            Ok(float.into())
+        } else {
+            Err(Error::NotFinite { name: name.to_string(), float })
+        };
     }
     if let Ok(bool) = value.as_bool() {
         return Ok(bool.into());
@@ -354,6 +381,23 @@ fn metric(name: &str, value: &rhai::Dynamic) -> Result<Json, Error> {
             let kind = super::names::type_name(value.type_name());
             Err(Error::Metric { name: name.to_string(), kind: super::names::with_article(&kind) })
         }
+    }
+}
+
+impl Run {
+    /// Whether `path` lies in the recipe's folder, the run's, or a place that the user named; `resolved` makes the
+    /// places comparable with `path`.
+    fn may_read(&self, path: &Path, resolved: impl Fn(&Path) -> Option<PathBuf>) -> bool {
+        let given = self.parameters.iter().filter(|setting| {
+            let is_place = matches!(setting.parameter.kind, recipe::Kind::Path | recipe::Kind::Model);
+            is_place && setting.origin != Origin::Default
+        });
+        let named = given.filter_map(|setting| match &setting.value {
+            recipe::Value::Text(text) => Some(Path::new(text)).filter(|place| place.is_absolute()),
+            _ => None,
+        });
+        let own = [Some(self.base.as_path()), self.folder.as_ref().map(run::Folder::path)];
+        named.chain(own.into_iter().flatten()).filter_map(resolved).any(|place| path.starts_with(place))
     }
 }
 

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -88,11 +89,45 @@ fn reading_stays_beside_the_recipe_or_where_the_user_pointed() {
     host.write_path("adapter").unwrap();
     assert_eq!(host.read_path("adapter/x").unwrap(), host.run_dir().unwrap().join("adapter/x"));
     assert_eq!(host.read_path("config.json").unwrap(), folder.path().join("config.json"));
+    assert_eq!(host.read_path(".").unwrap(), folder.path());
     let given = folder.path().join("../elsewhere/d.jsonl");
     assert!(host.read_path(given.to_str().unwrap()).is_ok());
     for refused in ["/etc/passwd", "../other", "data/../../x", "/", ""] {
         assert!(host.read_path(refused).is_err(), "{refused}");
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn reading_follows_no_link_out_of_the_folder_unless_the_user_named_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("private.jsonl"), "{}").unwrap();
+    std::fs::create_dir(folder.path().join("elsewhere")).unwrap();
+    let inner = folder.path().join("inner");
+    std::fs::create_dir(&inner).unwrap();
+    let link = |from: &Path, to: PathBuf| std::os::unix::fs::symlink(from, to).unwrap();
+    link(&outside.path().join("private.jsonl"), inner.join("data.jsonl"));
+    link(outside.path(), inner.join("deep"));
+    let host = host_in(&inner);
+    for refused in ["data.jsonl", "deep/private.jsonl", "deep"] {
+        assert!(matches!(host.read_path(refused), Err(host::Error::LinkOutside { .. })), "{refused}");
+    }
+    // `host_in` names `../elsewhere/d.jsonl` as the data.
+    std::fs::write(folder.path().join("elsewhere/d.jsonl"), "{}").unwrap();
+    link(&folder.path().join("elsewhere/d.jsonl"), inner.join("named.jsonl"));
+    assert!(host.read_path("named.jsonl").is_ok());
+}
+
+#[test]
+fn a_text_from_outside_that_is_no_path_opens_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("r.rhai");
+    std::fs::write(&recipe, "let prompt = param(\"prompt\", \"hello\");").unwrap();
+    let given = Given { set: vec!["prompt=/".to_string()], ..Given::default() };
+    let mut session = Session::new(SessionOptions { given, shell: folder.path().into(), ..SessionOptions::default() });
+    session.run(&recipe).unwrap();
+    assert!(matches!(session.host().read_path("/etc/passwd"), Err(host::Error::ReadOutside { .. })));
 }
 
 #[cfg(unix)]
@@ -119,6 +154,11 @@ fn metrics_reach_the_file_and_the_history() {
     let text = std::fs::read_to_string(host.run_dir().unwrap().join("metrics.jsonl")).unwrap();
     assert_eq!(text, "{\"step\":1,\"loss\":2.5}\n");
     assert_eq!(host.history().len(), 1);
+    row.insert("bad".into(), f64::NAN.into());
+    assert_eq!(
+        host.log_metrics(&row).unwrap_err().to_string(),
+        "`bad` of a metrics row is NaN, wanted a finite number"
+    );
     row.insert("bad".into(), rhai::Dynamic::from_array(vec![]));
     assert_eq!(
         host.log_metrics(&row).unwrap_err().to_string(),

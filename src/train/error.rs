@@ -11,8 +11,6 @@ pub enum Error {
     Weights(#[from] crate::weights::Error),
     #[error(transparent)]
     Hub(#[from] crate::hub::Error),
-    #[error("this build holds no built-in model: give a folder or a .gguf file")]
-    NoBuiltIn,
     #[error(transparent)]
     Tokenizer(#[from] crate::tokenizer::Error),
     #[error(transparent)]

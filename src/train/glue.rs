@@ -13,7 +13,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Var};
 
 pub use candle_core::{Error as CandleError, Tensor};
 
-use crate::data::MicroBatch;
+use crate::data::{MicroBatch, RowId};
 
 use super::{Error, Model, Result};
 
@@ -31,6 +31,8 @@ pub(super) fn anchor() -> Result<Tensor> {
 struct EngineOp {
     model: Model,
     value: f64,
+    /// The texts of the pass.
+    rows: Vec<RowId>,
     /// The gradients have been added.
     spent: AtomicBool,
 }
@@ -49,7 +51,7 @@ impl CustomOp1 for EngineOp {
         if self.spent.swap(true, Ordering::Relaxed) {
             return Err(carry(Error::Spent));
         }
-        self.model.engine_backward(upstream).map_err(carry)?;
+        self.model.engine_backward(upstream, &self.rows).map_err(carry)?;
         Ok(None)
     }
 }
@@ -77,7 +79,7 @@ impl Model {
     pub fn loss(&self, batch: &MicroBatch) -> Result<Tensor> {
         let value = self.engine_forward(batch)?;
         // From here on the pass is pending: the op exists before anything can fail, and its drop frees the pass.
-        let op = EngineOp { model: self.clone(), value, spent: AtomicBool::new(false) };
+        let op = EngineOp { model: self.clone(), value, rows: batch.rows.clone(), spent: AtomicBool::new(false) };
         Ok(self.anchor().apply_op1(op)?)
     }
 }

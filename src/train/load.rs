@@ -1,21 +1,18 @@
 //! From a model's id to a model on a device.
 
-use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use rust_embed::RustEmbed;
-
 use crate::engine::{Cancel, Engine, LoadOptions};
-use crate::hub::{self, Source};
+use crate::hub;
 use crate::kernels::{Cpu, Reference};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, TokenizerSource};
 
 use super::model::Parts;
 use super::runner::Runner;
-use super::{Error, Model, Result};
+use super::{Model, Result};
 
 /// What computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,24 +42,11 @@ impl Default for LoadSettings {
     }
 }
 
-/// The files of the base that is part of the program.
-#[derive(RustEmbed)]
-#[folder = "stdlib/base/tiny-mistral"]
-#[allow_missing = true]
-struct BuiltIn;
-
 impl Model {
     /// The model that `id` names: `auto`, `builtin:tiny-mistral`, a folder or `.gguf` relative to `folder`, a hub id
     /// whose files are on this machine.
     pub fn from_pretrained(id: &str, folder: &Path, settings: &LoadSettings) -> Result<Self> {
-        let checkpoint = match hub::resolve(id, folder)? {
-            Source::Path(path) | Source::Cached { folder: path, .. } => Checkpoint::open(&path)?,
-            Source::Builtin(name) => {
-                let config = String::from_utf8_lossy(built_in("config.json")?);
-                let (weights, tokenizer) = (built_in("model.safetensors")?, built_in("tokenizer.json")?);
-                Checkpoint::from_named_bytes(name, &config, weights, tokenizer)?
-            }
-        };
+        let checkpoint = hub::resolve(id, folder)?.open()?;
         Self::from_checkpoint(&checkpoint, settings)
     }
 
@@ -75,21 +59,12 @@ impl Model {
         };
         let tokenizer = Tokenizer::from_source(source, checkpoint.config())?;
         let options = LoadOptions { load_in_4bit: settings.load_in_4bit };
-        let mut runner: Box<dyn Runner> = match settings.device {
-            Device::Cpu { threads } => Box::new(Engine::load(Cpu::new(threads), checkpoint, &options)?),
-            Device::Reference => Box::new(Engine::load(Reference::new(), checkpoint, &options)?),
+        let cancel = Cancel::from_flag(settings.cancel.clone());
+        let runner: Box<dyn Runner> = match settings.device {
+            Device::Cpu { threads } => Box::new(Engine::load_until(Cpu::new(threads), checkpoint, &options, cancel)?),
+            Device::Reference => Box::new(Engine::load_until(Reference::new(), checkpoint, &options, cancel)?),
         };
-        runner.set_cancel(Cancel::from_flag(settings.cancel.clone()));
         let origin = checkpoint.origin().to_owned();
         Self::new(Parts { runner, tokenizer, tokenizer_json, origin, max_seq_length: settings.max_seq_length })
-    }
-}
-
-/// One file of the built-in base.
-fn built_in(name: &str) -> Result<&'static [u8]> {
-    match BuiltIn::get(name).ok_or(Error::NoBuiltIn)?.data {
-        Cow::Borrowed(bytes) => Ok(bytes),
-        // Only a build that reads the files at run time comes here; the base then lives as long as the process.
-        Cow::Owned(bytes) => Ok(Vec::leak(bytes)),
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::data::MicroBatch;
+use crate::data::{MicroBatch, RowId};
 use crate::engine::{AdapterTensor, Batch, LoraConfig, Matrix, Mode};
 use crate::tokenizer::Tokenizer;
 use crate::weights::ModelConfig;
@@ -31,7 +31,7 @@ struct Shared {
     /// Tokens a text may have.
     limit: usize,
     anchor: Tensor,
-    /// Rows whose gradients lie in the buffer or are about to.
+    /// Rows whose gradients lie in the buffer.
     rows: Mutex<Vec<String>>,
     /// Optimizer steps taken.
     steps: AtomicU64,
@@ -186,16 +186,16 @@ impl Model {
         self.check_lengths(&batch.cu_seqlens)?;
         let view = Batch { ids: &batch.ids, cu_seqlens: &batch.cu_seqlens, targets: &batch.targets };
         let value = self.runner().forward(&view, Mode::Train, batch.step_targets as f64)?;
-        let rows = batch.rows.iter().map(ToString::to_string);
         if !value.is_finite() {
             self.discard();
-            return Err(self.not_finite("the loss", value, Rows(rows.collect())));
+            return Err(self.not_finite("the loss", value, Rows(batch.rows.iter().map(ToString::to_string).collect())));
         }
-        self.rows().extend(rows);
         Ok(value)
     }
 
-    pub(super) fn engine_backward(&self, upstream: f64) -> Result<()> {
+    /// Adds the gradients of the pending forward pass over the texts `rows`.
+    pub(super) fn engine_backward(&self, upstream: f64, rows: &[RowId]) -> Result<()> {
+        self.rows().extend(rows.iter().map(ToString::to_string));
         self.runner().backward(upstream)
     }
 

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use crate::engine::{AdapterTensor, Batch, Cancel, Engine, KvCache, LoraConfig, Matrix, Mode};
+use crate::engine::{AdapterTensor, Batch, Engine, KvCache, LoraConfig, Matrix, Mode};
 use crate::kernels::Backend;
 use crate::weights::ModelConfig;
 
@@ -17,7 +17,6 @@ pub(super) trait Runner: Send {
     fn config(&self) -> &ModelConfig;
     fn device(&self) -> &'static str;
     fn weight_bytes(&self) -> usize;
-    fn set_cancel(&mut self, cancel: Cancel);
 
     fn add_lora(&mut self, config: &LoraConfig) -> Result<()>;
     fn remove_lora(&mut self) -> Result<bool>;
@@ -54,10 +53,6 @@ impl<B: Backend> Runner for Engine<B> {
 
     fn weight_bytes(&self) -> usize {
         Engine::weight_bytes(self)
-    }
-
-    fn set_cancel(&mut self, cancel: Cancel) {
-        Engine::set_cancel(self, cancel);
     }
 
     fn add_lora(&mut self, config: &LoraConfig) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Text in, text out: generation, and how likely a word is.
 
 use std::error::Error as StdError;
+use std::ops::ControlFlow;
 
 use crate::engine::{Batch, IGNORE};
 use crate::generate::{self, Decoder, Generated, Options};
@@ -10,7 +11,12 @@ use super::{Error, Model, Result};
 
 impl Model {
     /// Continues `prompt`; `show` gets the text piece by piece. The prompt is not part of what comes back.
-    pub fn generate(&self, prompt: &str, options: &Options, show: &mut dyn FnMut(&str)) -> Result<Generated> {
+    pub fn generate(
+        &self,
+        prompt: &str,
+        options: &Options,
+        show: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated> {
         let cache = self.runner().cache();
         let mut reader = Reader { model: self, cache };
         Ok(generate::generate(&mut reader, self.tokenizer(), prompt, options, show)?)
@@ -57,6 +63,6 @@ impl Decoder for Reader<'_> {
     }
 
     fn context(&self) -> usize {
-        self.model.config().max_position_embeddings
+        self.model.max_seq_length()
     }
 }

@@ -1,6 +1,7 @@
 //! Text from a model.
 
 use std::error::Error as StdError;
+use std::ops::ControlFlow;
 
 use unslothify::generate::{Decoder, Error, Finish, Options, Sampling, generate};
 use unslothify::tokenizer::Tokenizer;
@@ -13,7 +14,7 @@ fn the_cache_gives_what_reading_the_whole_text_gives() {
     let model = tiny::model(Device::Cpu { threads: Some(2) });
     tiny::with_lora(&model);
     let options = Options { max_new_tokens: 12, ..Options::default() };
-    let generated = model.generate("Soak the bread", &options, &mut |_| {}).unwrap();
+    let generated = model.generate("Soak the bread", &options, &mut |_| ControlFlow::Continue(())).unwrap();
     let mut ids = model.tokenizer().encode("Soak the bread").unwrap();
     for expected in &generated.ids {
         let logits = model.logits(&ids).unwrap();
@@ -31,7 +32,12 @@ fn a_seed_gives_the_same_text_again_and_another_seed_another() {
         let sampling = Sampling { temperature: 1.0, seed, ..Sampling::default() };
         let mut shown = String::new();
         let options = Options { max_new_tokens: 24, sampling, ..Options::default() };
-        let generated = model.generate("Butter", &options, &mut |piece| shown.push_str(piece)).unwrap();
+        let generated = model
+            .generate("Butter", &options, &mut |piece| {
+                shown.push_str(piece);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
         assert_eq!(shown, generated.text);
         generated.text
     };
@@ -67,8 +73,11 @@ fn say(text: &str, options: &Options) -> (Vec<String>, unslothify::generate::Gen
     tokens.push(2);
     let mut parrot = Parrot { tokens, said: 0, vocabulary: tokenizer.vocab_size() };
     let mut pieces = Vec::new();
-    let generated =
-        generate(&mut parrot, &tokenizer, "Say", options, &mut |piece| pieces.push(piece.to_owned())).unwrap();
+    let generated = generate(&mut parrot, &tokenizer, "Say", options, &mut |piece| {
+        pieces.push(piece.to_owned());
+        ControlFlow::Continue(())
+    })
+    .unwrap();
     (pieces, generated)
 }
 
@@ -88,6 +97,15 @@ fn stop_strings_and_the_number_of_tokens_end_a_text() {
     let (pieces, generated) = say("köttbullar", &options);
     assert_eq!((generated.text.as_str(), generated.finish), (" kött", Finish::Stop));
     assert_eq!(pieces.concat(), " kött");
+    let dir = tempfile::tempdir().unwrap();
+    tiny::write(dir.path(), 1);
+    let tokenizer = Tokenizer::open(dir.path()).unwrap();
+    let mut tokens = tokenizer.encode_plain("meatballs").unwrap();
+    tokens.push(2);
+    let mut parrot = Parrot { tokens, said: 0, vocabulary: tokenizer.vocab_size() };
+    let enough = &mut |_: &str| ControlFlow::Break(());
+    let generated = generate(&mut parrot, &tokenizer, "Say", &Options::default(), enough).unwrap();
+    assert_eq!((generated.text.as_str(), generated.finish), (" ", Finish::Stopped), "the first piece was enough");
     let (_, generated) = say("meatballs", &Options { max_new_tokens: 5, ..Options::default() });
     assert_eq!((generated.text.as_str(), generated.finish), (" meat", Finish::Length));
     let (_, generated) = say("meatballs", &Options { max_new_tokens: 0, ..Options::default() });
@@ -102,7 +120,7 @@ fn more_than_the_model_reads_is_an_error_that_says_how_much_is_left() {
         [("Roll", 2000, "ask for at most 1018 new tokens"), (long.as_str(), 1, "give a shorter prompt")]
     {
         let options = Options { max_new_tokens: new, ..Options::default() };
-        let error = model.generate(prompt, &options, &mut |_| {}).unwrap_err();
+        let error = model.generate(prompt, &options, &mut |_| ControlFlow::Continue(())).unwrap_err();
         let is_it = matches!(&error, unslothify::train::Error::Generate(Error::Context { .. }));
         assert!(is_it && error.to_string().contains(told), "{error}");
     }

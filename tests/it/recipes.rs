@@ -94,10 +94,47 @@ fn repeated_texts_are_told() {
         "500 of 500 end with a trained",
         "padding   0",
         "25 of them are copies of training",
+        "on 25 texts, 25 of them copies of training texts",
         "never reaches its peak",
     ] {
         assert!(told.contains(part), "no `{part}` in:\n{told}");
     }
+}
+
+#[test]
+fn max_steps_ends_a_run_of_several_epochs() {
+    let (dir, settings) = workshop();
+    let mut settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    settings.extend(["max_steps=3", "num_train_epochs=3", "lr_scheduler_type=constant"]);
+    let output = run(dir.path(), &recipes().join("meatballs.rhai"), &settings);
+    let told = told(&output);
+    assert!(output.status.success(), "{told}");
+    let steps = rows(&dir.path().join("outputs/latest")).iter().filter(|row| row.contains_key("loss")).count();
+    assert_eq!(steps, 3);
+    assert!(told.contains("schedule `constant` has no warm-up, 10 is not used"), "{told}");
+    assert!(!told.contains("never reaches"), "{told}");
+}
+
+#[test]
+fn a_model_beside_the_recipe_is_found_again_after_something_was_saved() {
+    let (dir, _) = workshop();
+    let recipe = dir.path().join("twice.rhai");
+    fs::write(
+        &recipe,
+        "let a = Model::from_pretrained(\"tiny\");
+         a.add_lora();
+         a.save_pretrained(\"adapter\");
+         let b = Model::from_pretrained(\"tiny\");
+         print(b.load_adapter(\"adapter\"));
+         let rows = Dataset::from_json(\"mine.jsonl\").tokenize(b.tokenizer).batches(#{ batch_size: 2 });
+         rows.epoch(9223372036854775807);",
+    )
+    .unwrap();
+    let output = run(dir.path(), &recipe, &[]);
+    let told = told(&output);
+    assert!(told.contains("28 of 28 tensors matched"), "{told}");
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("twice.rhai:7:") && told.contains("there is no epoch 9223372036854775807"), "{told}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What a training loop calls: losses, gradients, optimizers, evaluation, adapters.
 
+use std::ops::ControlFlow;
+
 use unslothify::engine::Matrix;
 use unslothify::optim::Settings;
 use unslothify::train::{Algorithm, Device, Error, LoadSettings, Model, Optimizer, backward};
@@ -104,7 +106,9 @@ fn evaluation_and_generation_leave_a_pending_loss_alone() {
     let loss = model.loss(&micro).unwrap();
     let found = model.evaluate(tiny::tokens(&model).examples()).unwrap();
     model
-        .generate("Soak", &unslothify::generate::Options { max_new_tokens: 5, ..Default::default() }, &mut |_| {})
+        .generate("Soak", &unslothify::generate::Options { max_new_tokens: 5, ..Default::default() }, &mut |_| {
+            ControlFlow::Continue(())
+        })
         .unwrap();
     assert!(model.probability("Soak the", " bread").unwrap() > 0.0);
     backward(&loss).unwrap();
@@ -293,7 +297,7 @@ fn a_set_flag_stops_a_pass() {
     let model = Model::from_pretrained(".", dir.path(), &settings).unwrap();
     settings.cancel.store(true, std::sync::atomic::Ordering::Relaxed);
     assert!(model.evaluate(tiny::tokens(&model).examples()).unwrap_err().is_cancelled());
-    let text = model.generate("Soak", &unslothify::generate::Options::default(), &mut |_| {});
+    let text = model.generate("Soak", &unslothify::generate::Options::default(), &mut |_| ControlFlow::Continue(()));
     assert!(text.unwrap_err().is_cancelled());
 }
 

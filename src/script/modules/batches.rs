@@ -6,6 +6,7 @@ use rhai::plugin::*;
 use rhai::{Array, Engine, Map, NativeCallContext};
 
 use crate::data::{self, BatchOptions, Tokenized};
+use crate::script::Failure;
 use crate::train::Model;
 use crate::{handle_option, options};
 
@@ -134,7 +135,15 @@ mod methods {
     /// ```
     #[rhai_fn(name = "epoch", pure, return_raw)]
     pub fn epoch(context: NativeCallContext<'_>, batches: &mut Batches, number: i64) -> Answer<Epoch> {
-        Ok(Epoch { batches: batches.clone(), number: count(&context, "an epoch", number)? })
+        let epoch = count(&context, "an epoch", number)?;
+        // Steps are numbered through all epochs, in a script's whole numbers.
+        let after = epoch.checked_add(1).and_then(|epochs| epochs.checked_mul(batches.inner.steps()));
+        if after.is_none_or(|steps| i64::try_from(steps).is_err()) {
+            return Err(
+                Failure::at(&context, format!("there is no epoch {number}: its steps are beyond counting")).into()
+            );
+        }
+        Ok(Epoch { batches: batches.clone(), number: epoch })
     }
 
     /// Returns how many steps this epoch has.

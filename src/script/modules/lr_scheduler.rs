@@ -62,15 +62,10 @@ pub enum Scheduler {
 
 fn make(context: &NativeCallContext<'_>, name: &str, options: &Map) -> Answer<Scheduler> {
     let options = SchedulerOptions::parse(options, context)?;
-    if let (Some(warmup), Some(total)) = (options.num_warmup_steps, options.num_training_steps)
-        && warmup >= 1.0
-        && warmup >= total
-    {
-        host(context)?.note(&format!(
-            "warning: the warm-up takes {warmup} steps and there are {total}: the rate never reaches its peak"
-        ));
-    }
     let made = Schedule::get(name, &options.into()).map_err(|error| failure(context, &error))?;
+    if let Some(remark) = made.remark() {
+        host(context)?.note(&format!("warning: {remark}"));
+    }
     Ok(Scheduler::Formula(made))
 }
 

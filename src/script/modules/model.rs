@@ -1,15 +1,18 @@
 //! `Model`: load, adapt, loss, evaluate, generate, save.
 
+use std::ops::ControlFlow;
+use std::path::{Component, Path};
+
 use rhai::plugin::*;
 use rhai::{Engine, FnPtr, Map, NativeCallContext};
 
 use crate::data::Tokenized;
 use crate::generate::{Finish, Options, Sampling};
-use crate::options;
-use crate::script::Device as Choice;
 use crate::script::options::OneOrMany;
+use crate::script::{Device as Choice, Failure};
 use crate::tokenizer::Tokenizer;
 use crate::train::{Device, LoadSettings, LoraConfig, MODULES, Model};
+use crate::{io, options};
 
 use super::batches::{Batches, MicroBatch};
 use super::tensor::Tensor;
@@ -86,12 +89,9 @@ mod constructors {
             },
             cancel: host.cancel(),
         };
-        let folder = host.read_path(".").map_err(|error| error.at(&context))?;
-        // Whatever names a place on the disk must be one that the recipe may read.
-        if folder.join(id).exists() {
-            host.read_path(id).map_err(|error| error.at(&context))?;
-        }
-        let model = Model::from_pretrained(id, &folder, &settings).map_err(|error| train_failure(&context, &error))?;
+        let place = place(&context, id)?;
+        let model = Model::from_pretrained(place.as_deref().unwrap_or(id), &host.base(), &settings)
+            .map_err(|error| train_failure(&context, &error))?;
         if id == "auto" {
             host.note(&chosen(&model));
         }
@@ -109,6 +109,22 @@ mod constructors {
     #[rhai_fn(name = "from_pretrained", return_raw)]
     pub fn from_pretrained_by_default(context: NativeCallContext<'_>, id: &str) -> Answer<Model> {
         from_pretrained(context, id, Map::new())
+    }
+}
+
+/// The file or folder that `id` means, where it means one: what this run has written, else what lies in the recipe's
+/// folder. A place that the recipe may not read is refused before anybody looks whether it is there.
+fn place(context: &NativeCallContext<'_>, id: &str) -> Answer<Option<String>> {
+    let host = host(context)?;
+    let parts = || Path::new(id).components();
+    let is_path = parts().any(|part| !matches!(part, Component::Normal(_))) || id.ends_with(".gguf");
+    if id.is_empty() || !(is_path || io::exists(&host.base().join(id)) || host.has_written(id)) {
+        return Ok(None);
+    }
+    let path = host.read_path(id).map_err(|error| error.at(context))?;
+    match path.to_str() {
+        Some(path) => Ok(Some(path.to_owned())),
+        None => Err(Failure::at(context, format!("`{}` is not UTF-8", path.display())).into()),
     }
 }
 
@@ -153,9 +169,16 @@ fn generate_text(
     };
     let mut failed = None;
     let mut show = |piece: &str| {
-        if let (Some(function), None) = (&stream, &failed) {
-            let called: Answer<Dynamic> = function.call_within_context(context, (piece.to_owned(),));
-            failed = called.err();
+        let called: Answer<Dynamic> = match &stream {
+            None => Ok(Dynamic::UNIT),
+            Some(function) => function.call_within_context(context, (piece.to_owned(),)),
+        };
+        match called {
+            Ok(_) => ControlFlow::Continue(()),
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
         }
     };
     let options = Options { max_new_tokens, sampling, stop };
