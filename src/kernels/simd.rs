@@ -3,27 +3,7 @@
 //! Everything here is `inline(always)`: a function that is not inlined into the dispatched closure is compiled for the
 //! oldest CPU. Sums run over a fixed number of lanes, so they are the same on every CPU.
 
-use pulp::{Arch, Simd, WithSimd};
-
-struct Loops<F>(F);
-
-impl<R, F: FnMut() -> R> WithSimd for Loops<F> {
-    type Output = R;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(mut self, _: S) -> R {
-        (self.0)()
-    }
-}
-
-/// Runs `loops`, an `inline(always)` closure, compiled for this CPU's vectors.
-///
-/// Not `arch.dispatch(closure)`: that calls it as `FnOnce`, through a shim the compiler leaves out of line, so the loops
-/// are compiled for the oldest CPU (measured: ten times slower).
-#[inline(always)]
-pub(super) fn vectorized<R>(arch: Arch, loops: impl FnMut() -> R) -> R {
-    arch.dispatch(Loops(loops))
-}
+pub(super) use crate::quant::vectorized;
 
 /// Partial sums kept by a reduction: enough to hide the latency of an addition on 512-bit vectors.
 pub(super) const LANES: usize = 64;

@@ -4,6 +4,7 @@ use half::f16;
 use pulp::Arch;
 
 use super::GgmlKind;
+use super::vectorized;
 
 /// Elements of a block.
 pub const BLOCK: usize = 32;
@@ -44,10 +45,10 @@ pub fn dequantize(kind: GgmlKind, bytes: &[u8], out: &mut [f32]) {
 /// `dequantize` with the vector instructions of `arch`.
 pub(super) fn dequantize_on(arch: Arch, kind: GgmlKind, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(bytes.len() / kind.block_bytes() * BLOCK, out.len(), "{} blocks and outputs", kind.name());
-    arch.dispatch(|| match kind {
-        GgmlKind::Q8_0 => q8_0(bytes, out),
-        GgmlKind::Q4_0 => q4_0(bytes, out),
-        GgmlKind::Q4_1 => q4_1(bytes, out),
+    vectorized(arch, || match kind {
+        GgmlKind::Q8_0 => q8_0(bytes, &mut *out),
+        GgmlKind::Q4_0 => q4_0(bytes, &mut *out),
+        GgmlKind::Q4_1 => q4_1(bytes, &mut *out),
     });
 }
 

@@ -6,6 +6,7 @@ use half::slice::HalfFloatSliceExt;
 use pulp::Arch;
 use rayon::prelude::*;
 
+use super::vectorized;
 use super::{FloatType, Nf4Scales, Nf4Values, dynamic};
 
 /// Elements that share one scale.
@@ -84,7 +85,7 @@ pub(super) fn quantize_on(arch: Arch, values: &[f32]) -> (Vec<u8>, Vec<f32>) {
         .par_chunks(BLOCK * TASK)
         .zip(codes.par_chunks_mut(BLOCK * TASK / 2))
         .zip(absmax.par_chunks_mut(TASK))
-        .for_each(|((values, codes), absmax)| arch.dispatch(|| quantize_blocks(values, codes, absmax)));
+        .for_each(|((values, codes), absmax)| vectorized(arch, || quantize_blocks(values, &mut *codes, &mut *absmax)));
     (codes, absmax)
 }
 
@@ -178,14 +179,14 @@ pub fn dequantize(values: &Nf4Values, elements: Range<usize>, out: &mut [f32]) {
 /// `dequantize` with the vector instructions of `arch`.
 pub(super) fn dequantize_on(arch: Arch, values: &Nf4Values, elements: Range<usize>, out: &mut [f32]) {
     assert_eq!(out.len(), elements.len(), "one output per element");
-    arch.dispatch(|| match values.dtype {
-        FloatType::F32 => dequantize_blocks(values, elements, out, |_| {}),
-        FloatType::Bf16 => dequantize_blocks(values, elements, out, |block| {
+    vectorized(arch, || match values.dtype {
+        FloatType::F32 => dequantize_blocks(values, elements.clone(), &mut *out, |_| {}),
+        FloatType::Bf16 => dequantize_blocks(values, elements.clone(), &mut *out, |block| {
             for value in block {
                 *value = round_bf16(*value);
             }
         }),
-        FloatType::F16 => dequantize_blocks(values, elements, out, |block| {
+        FloatType::F16 => dequantize_blocks(values, elements.clone(), &mut *out, |block| {
             let mut rounded = [half::f16::ZERO; BLOCK];
             let rounded = &mut rounded[..block.len()];
             rounded.convert_from_f32_slice(block);

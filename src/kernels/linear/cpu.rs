@@ -4,7 +4,7 @@ use pulp::Arch;
 
 use super::Adapters;
 use crate::kernels::Result;
-use crate::kernels::frozen::{Frozen, Packed, ROW_BLOCK};
+use crate::kernels::frozen::{Frozen, Packed, Panels, ROW_BLOCK};
 use crate::kernels::gemm::cpu::{pack_columns, pack_rows, product};
 use crate::kernels::gemm::{PANEL, Product, Start};
 use crate::kernels::matrix::Matrix;
@@ -13,8 +13,9 @@ use crate::kernels::threads::{Threads, with_scratch};
 /// Depth of a panel that is multiplied at a time: 256 KiB of it stay in the second cache while the rows pass by.
 const DEPTH: usize = 1024;
 
-/// Rows a thread takes at a time, at most: longer batches are shared out more evenly.
-const MOST_ROWS: usize = 192;
+/// Rows a thread takes at a time, at most: longer batches are shared out more evenly. Every share reads all panels
+/// again, from main memory where the model is larger than the caches, so shares are not small.
+const MOST_ROWS: usize = 384;
 
 /// Multiply-adds below which a product stays on the calling thread.
 const SMALL: usize = 1 << 20;
@@ -114,15 +115,15 @@ impl Added<'_> {
 }
 
 /// `y = x·packed + added`: every thread takes rows; with few rows, panels.
-pub(crate) fn multiply<V: AsRef<[f32]> + Sync>(
+pub(crate) fn multiply(
     device: Device<'_>,
     x: &Matrix<f32>,
-    packed: &Packed<V>,
+    packed: &impl Panels,
     added: &Added<'_>,
     y: &mut Matrix<f32>,
 ) {
     let (threads, arch) = device;
-    let is_small = x.rows * packed.cols * packed.depth < SMALL;
+    let is_small = x.rows * packed.cols() * packed.depth() < SMALL;
     let few_rows = x.rows < 12 * threads.count();
     if few_rows && !is_small && threads.count() > 1 {
         return by_packed_panels(device, x, packed, added, y);
@@ -137,7 +138,7 @@ pub(crate) fn multiply<V: AsRef<[f32]> + Sync>(
             let column = panel * PANEL;
             let cols = PANEL.min(width - column);
             let c = &mut y[column..];
-            panel_product(arch, (x, first, rows), packed.panel(panel), (column, cols), added, c, width);
+            panel_product(arch, (x, first, rows), (packed, panel), (column, cols), added, c, width);
         }
     });
 }
@@ -146,7 +147,7 @@ pub(crate) fn multiply<V: AsRef<[f32]> + Sync>(
 fn panel_product(
     arch: Arch,
     (x, row, rows): (&Matrix<f32>, usize, usize),
-    panel: &[f32],
+    (packed, panel): (&impl Panels, usize),
     (column, cols): (usize, usize),
     added: &Added<'_>,
     c: &mut [f32],
@@ -156,26 +157,21 @@ fn panel_product(
     for first in (0..x.cols).step_by(DEPTH) {
         let depth = DEPTH.min(x.cols - first);
         let a = &x.values[row * x.cols + first..];
-        let b = &panel[first * PANEL..(first + depth) * PANEL];
-        product(arch, Product { rows, cols, depth, a, a_row: x.cols, a_col: 1, b, b_row: PANEL, start }, c, c_row);
+        packed.with(panel, first, depth, |b| {
+            product(arch, Product { rows, cols, depth, a, a_row: x.cols, a_col: 1, b, b_row: PANEL, start }, c, c_row);
+        });
         start = Start::Output;
     }
     added.add_adapters(arch, (row, rows), (column, cols), c, c_row);
 }
 
-fn by_packed_panels<V: AsRef<[f32]> + Sync>(
-    device: Device<'_>,
-    x: &Matrix<f32>,
-    packed: &Packed<V>,
-    added: &Added<'_>,
-    y: &mut Matrix<f32>,
-) {
+fn by_packed_panels(device: Device<'_>, x: &Matrix<f32>, packed: &impl Panels, added: &Added<'_>, y: &mut Matrix<f32>) {
     let (threads, arch) = device;
     let width = y.cols;
     in_panels(threads, y, |panel, c| {
         let column = panel * PANEL;
         let cols = PANEL.min(width - column);
-        panel_product(arch, (x, 0, x.rows), packed.panel(panel), (column, cols), added, c, PANEL);
+        panel_product(arch, (x, 0, x.rows), (packed, panel), (column, cols), added, c, PANEL);
     });
 }
 
@@ -193,9 +189,10 @@ fn by_panels(
     in_panels(threads, y, |panel, c| {
         let column = panel * PANEL;
         let cols = PANEL.min(width - column);
-        with_scratch(depth * PANEL, |packed| {
-            pack(panel, packed);
-            panel_product(arch, (x, 0, x.rows), packed, (column, cols), added, c, PANEL);
+        with_scratch(depth * PANEL, |values| {
+            pack(panel, values);
+            let one = Packed { depth, cols: PANEL, values: &*values };
+            panel_product(arch, (x, 0, x.rows), (&one, 0), (column, cols), added, c, PANEL);
         });
     });
 }
