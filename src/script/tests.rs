@@ -57,6 +57,24 @@ fn a_stop_cannot_be_caught() {
     assert!(terminal.printed().is_empty());
 }
 
+#[test]
+fn a_panic_in_a_native_ends_the_record_of_its_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = SessionOptions { out: Some(folder.path().into()), ..SessionOptions::default() };
+    let options = options.with_module(|engine, _| {
+        engine.register_fn("boom", || -> i64 { panic!("boom") });
+    });
+    let mut session = Session::new(options);
+    let failure = session.run_source("x", "boom();").unwrap_err();
+    assert_eq!((failure.kind, failure.exit_code()), (Kind::Bug, 1));
+    let read = |name: &str| std::fs::read_to_string(session.host().run_dir().unwrap().join(name)).unwrap();
+    let run: serde_json::Value = serde_json::from_str(&read("run.json")).unwrap();
+    assert_eq!((run["status"].as_str(), run["exit_code"].as_i64()), (Some("failed"), Some(1)));
+    assert!(run["error"].as_str().unwrap().starts_with("error: unslothify has a bug: boom (src"), "{run}");
+    assert!(run["seconds"].is_number());
+    assert!(read("log.jsonl").contains("unslothify has a bug: boom"));
+}
+
 fn host_in(folder: &std::path::Path) -> Host {
     let options = SessionOptions { out: Some(folder.join("out")), shell: folder.into(), ..SessionOptions::default() };
     let given = Given { set: vec!["data=../elsewhere/d.jsonl".to_string()], ..Given::default() };
