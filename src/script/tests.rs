@@ -185,15 +185,30 @@ fn metrics_reach_the_file_and_the_history() {
 }
 
 #[test]
-fn no_type_shows_its_rust_path() {
+fn every_type_of_a_native_is_registered_under_a_name() {
     let mut engine = rhai::Engine::new();
     let host = session().host().clone();
     modules::register(&mut engine, &host);
-    let types = engine.collect_fn_metadata(None, |info| Some(info.metadata.params_info.to_vec()), false);
-    for info in types.into_iter().flatten() {
-        let kind = info.split_once(": ").map_or(info.as_str(), |(_, kind)| kind);
-        assert!(!names::type_name(kind).contains("::"), "{info}");
+    let last = |path: &str| path.rsplit("::").next().unwrap().to_owned();
+    let told: serde_json::Value = serde_json::from_str(&engine.gen_fn_metadata_to_json(false).unwrap()).unwrap();
+    let registered: std::collections::BTreeSet<String> =
+        told["customTypes"].as_array().unwrap().iter().map(|t| last(t["typeName"].as_str().unwrap())).collect();
+    let told = |info: rhai::FuncInfo| {
+        let parameters = info.metadata.params_info.iter().filter_map(|p| p.split_once(": ").map(|(_, kind)| kind));
+        Some(parameters.chain([info.metadata.return_type.as_str()]).map(String::from).collect::<Vec<_>>())
+    };
+    let plain = ["int", "float", "bool", "string", "array", "map", "function", "any", "()", "range"];
+    let mut handles = std::collections::BTreeSet::new();
+    for kind in engine.collect_fn_metadata(None, told, false).into_iter().flatten() {
+        let inner = kind.strip_prefix("Answer<").and_then(|inner| inner.strip_suffix('>')).unwrap_or(&kind);
+        let name = names::type_name(inner);
+        if !name.is_empty() && !plain.contains(&name.as_str()) {
+            let rust = last(inner.trim_start_matches("&mut "));
+            assert!(registered.contains(&rust), "`{kind}` is registered under no name: {registered:?}");
+            handles.insert(rust);
+        }
     }
+    assert!(handles.len() > 8, "only {handles:?}: does the scan still see the natives?");
 }
 
 proptest! {
