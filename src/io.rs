@@ -2,7 +2,7 @@
 
 pub mod folder;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -165,19 +165,6 @@ pub fn write_atomic_with(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::
     Ok(())
 }
 
-/// Appends `line` and a line feed in one write, making the file when it is not there.
-pub fn append_line(path: &Path, line: &str) -> Result<()> {
-    let failed = |error| classify(path, "append to", error);
-    if let Ok(metadata) = fs::metadata(path) {
-        regular(path, &metadata)?;
-    }
-    let mut file = OpenOptions::new().append(true).create(true).open(path).map_err(failed)?;
-    let mut bytes = Vec::with_capacity(line.len() + 1);
-    bytes.extend_from_slice(line.as_bytes());
-    bytes.push(b'\n');
-    file.write_all(&bytes).and_then(|()| file.flush()).map_err(failed)
-}
-
 /// Makes the folder `path` with these files, all or none of it; in a folder that is there already every file is
 /// replaced by itself, in the given order, and other files stay.
 pub fn write_folder(path: &Path, files: &[(&str, &[u8])]) -> Result<()> {
@@ -200,14 +187,6 @@ pub fn write_folder(path: &Path, files: &[(&str, &[u8])]) -> Result<()> {
     let _ = temporary.keep(); // renamed: nothing left to remove
     sync_folder(folder);
     Ok(())
-}
-
-/// Removes a file; one that is not there is fine.
-pub fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(classify(path, "remove", error)),
-        _ => Ok(()),
-    }
 }
 
 /// The folder a path lies in; `.` for a bare name.
@@ -325,7 +304,6 @@ mod tests {
         {
             let zero = read(Path::new("/dev/zero")).unwrap_err().to_string();
             assert_eq!(zero, "`/dev/zero` is a device, not a regular file; copy its content into a file and give that");
-            assert!(append_line(Path::new("/dev/null"), "x").is_err());
             let socket = dir.path().join("socket");
             let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
             assert!(read(&socket).unwrap_err().to_string().contains("is a socket"));
@@ -392,15 +370,6 @@ mod tests {
         write_atomic(&link, b"2").unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(read(&path).unwrap(), b"2");
-    }
-
-    #[test]
-    fn lines_are_appended_whole() {
-        let dir = folder();
-        let path = dir.path().join("metrics.jsonl");
-        append_line(&path, "{\"step\":1}").unwrap();
-        append_line(&path, "{\"step\":2}").unwrap();
-        assert_eq!(read_text(&path, 100).unwrap(), "{\"step\":1}\n{\"step\":2}\n");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The command line: arguments, dispatch, exit codes. One file per command.
 //!
-//! Exit codes: 0 done; 1 the recipe failed; 2 wrong usage or unknown parameter; 6 no usable device or out of memory;
-//! 130 Ctrl-C; 141 nobody reads standard output any more (`| head -1` ends a run as it ends any other program);
+//! Exit codes: 0 done; 1 the recipe failed; 2 wrong usage or unknown parameter; 6 no usable device, or too little memory
+//! for the model or a batch (`kernels::Error::Memory` says what stays outside); 130 Ctrl-C; 141 nobody reads standard output any more (`| head -1` ends a run as it ends any other program);
 //! 143 SIGTERM. Results go to standard output; progress, remarks and errors to standard error.
 
 mod arguments;

@@ -7,7 +7,7 @@ use crate::weights::{Checkpoint, ModelConfig};
 
 use super::head::HeadWork;
 use super::layer::{Layer, Saved, Work};
-use super::lora::{Lora, Matrix, Slot};
+use super::lora::{self, Lora, Matrix, Slot};
 use super::net::Net;
 use super::{AdapterTensor, Batch, BatchFault, Cancel, Error, LoadOptions, LoraConfig, Result};
 
@@ -92,13 +92,21 @@ impl<B: Backend> Engine<B> {
 
     /// Adds an adapter: A uniform within ±1/sqrt(in), B zero, so the model answers as before.
     pub fn add_lora(&mut self, config: &LoraConfig) -> Result<()> {
-        self.free_for_change()?;
-        if self.net.lora.is_some() {
-            return Err(Error::AdapterPresent);
-        }
+        self.free_for_adapter()?;
         self.net.lora = Some(Lora::new(&*self.net.backend, &self.net.config, config.clone())?);
         self.net.adapter_enabled = true;
         Ok(())
+    }
+
+    /// Every A and B that `add_lora` would make room for, without values: what a file can be compared with first.
+    pub fn plan_lora(&self, config: &LoraConfig) -> Result<Vec<AdapterTensor>> {
+        self.free_for_adapter()?;
+        Ok(lora::plan(&self.net.config, config)?.slots.iter().map(|slot| slot.tensor(Vec::new())).collect())
+    }
+
+    fn free_for_adapter(&self) -> Result<()> {
+        self.free_for_change()?;
+        if self.net.lora.is_some() { Err(Error::AdapterPresent) } else { Ok(()) }
     }
 
     /// Takes the adapter off; false when there was none.
@@ -138,7 +146,7 @@ impl<B: Backend> Engine<B> {
         let read = |slot: &Slot| {
             let mut values = vec![0.0; slot.len()];
             self.net.backend.read_full(from, slot.offset, &mut values)?;
-            Ok(AdapterTensor { layer: slot.layer, module: slot.module, matrix: slot.matrix, shape: slot.shape, values })
+            Ok(slot.tensor(values))
         };
         lora.slots.iter().map(read).collect()
     }

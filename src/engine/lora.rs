@@ -109,6 +109,10 @@ impl Slot {
     pub fn name(&self) -> String {
         name(self.layer, self.module, self.matrix)
     }
+
+    pub fn tensor(&self, values: Vec<f32>) -> AdapterTensor {
+        AdapterTensor { layer: self.layer, module: self.module, matrix: self.matrix, shape: self.shape, values }
+    }
 }
 
 /// An adapter on the device: flat parameters and gradients, and the map of both.
@@ -125,12 +129,7 @@ pub(super) struct Lora<B: Backend> {
 
 impl<B: Backend> Lora<B> {
     pub fn new(backend: &B, model: &ModelConfig, config: LoraConfig) -> Result<Self> {
-        config.check(model.num_hidden_layers)?;
-        let mut plan = Plan { config: &config, slots: Vec::new(), end: 0 };
-        let groups = (0..model.num_hidden_layers)
-            .map(|layer| [0, 1, 2, 3].map(|group| plan.group(layer, GROUPS[group].clone(), &shapes(model))))
-            .collect();
-        let (slots, len) = (plan.slots, plan.end);
+        let Plan { groups, slots, end: len, .. } = plan(model, &config)?;
         let segments = slots
             .iter()
             .map(|slot| StateSegment { offset: slot.offset, len: slot.len(), eight_bit: slot.len() >= EIGHT_BIT_FROM })
@@ -177,10 +176,22 @@ fn kaiming_uniform(slot: &Slot, seed: u64) -> Vec<f32> {
     (0..slot.len() as u64).map(|i| ((2.0 * stream.uniform_at(i) - 1.0) * bound) as f32).collect()
 }
 
-/// Hands out places in the flat buffer, layer by layer: the A of a group, then its B.
-struct Plan<'a> {
+/// The places of an adapter in the flat buffer, layer by layer: the A of a group, then its B. Takes no memory for them.
+pub(super) fn plan<'a>(model: &ModelConfig, config: &'a LoraConfig) -> Result<Plan<'a>> {
+    config.check(model.num_hidden_layers)?;
+    let mut plan = Plan { config, groups: Vec::new(), slots: Vec::new(), end: 0 };
+    for layer in 0..model.num_hidden_layers {
+        let groups = GROUPS.map(|group| plan.group(layer, group, &shapes(model)));
+        plan.groups.push(groups);
+    }
+    Ok(plan)
+}
+
+pub(super) struct Plan<'a> {
     config: &'a LoraConfig,
-    slots: Vec<Slot>,
+    groups: Vec<[Option<LoraGroup>; 4]>,
+    pub slots: Vec<Slot>,
+    /// Length of the flat buffer.
     end: usize,
 }
 

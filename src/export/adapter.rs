@@ -62,7 +62,8 @@ pub fn read(dir: &Path) -> Result<Stored> {
 }
 
 impl Stored {
-    /// The stored values in the model's `places`; every tensor must find its place and every place its tensor.
+    /// The stored values in the model's `places`, whose own values do not matter; every tensor must find its place and
+    /// every place its tensor.
     pub fn fit(self, places: Vec<AdapterTensor>) -> Result<Vec<AdapterTensor>> {
         let dir = self.dir;
         let mut places: BTreeMap<String, AdapterTensor> = places.into_iter().map(|p| (p.name(), p)).collect();

@@ -1,7 +1,7 @@
 //! What a run's folder needs beyond reading and writing whole files; the caller adds the path to the error.
 
 use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Result, Write};
+use std::io::{ErrorKind, Result};
 use std::path::Path;
 
 /// A file that grows by whole lines, opened by `open_lines`.
@@ -18,22 +18,6 @@ pub fn make_new_folder(path: &Path) -> Result<bool> {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-/// Writes the whole file or leaves the old one as it was.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    // A temporary file is readable by its owner alone; results are meant to be shared.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-    }
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
 }
 
 pub fn open_lines(path: &Path) -> Result<Lines> {

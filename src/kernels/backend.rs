@@ -4,6 +4,7 @@ use std::fmt::Debug;
 
 use crate::quant::StoredMatrix;
 
+use super::matrix::zeros;
 use super::{Error, Result};
 
 /// Geometry of one attention layer. A row of `qkv` is `[heads*head_dim | kv_heads*head_dim | kv_heads*head_dim]`.
@@ -101,7 +102,7 @@ pub trait Backend: Send + Sync + Debug + 'static {
     fn copy(&self, from: &Self::Act, to: &mut Self::Act) -> Result<()>;
     /// `act` becomes (rows, cols) zeros.
     fn zero_act(&self, act: &mut Self::Act, rows: usize, cols: usize) -> Result<()> {
-        self.write_act(act, rows, cols, &vec![0.0; rows * cols])
+        self.write_act(act, rows, cols, &zeros("zero_act", rows.saturating_mul(cols))?)
     }
     /// Rows of logits the head computes at a time: bounds its memory to `rows * vocabulary`.
     fn head_rows(&self, vocabulary: usize) -> usize {

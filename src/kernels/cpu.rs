@@ -189,8 +189,7 @@ impl Backend for Cpu {
 
     fn lora_down(&self, x: &Matrix<f32>, group: &LoraGroup, params: &Vec<f32>, s: &mut Matrix<f32>) -> Result<()> {
         lora::prepare_down(x, group, params, s)?;
-        lora::cpu::down(self.device(), x, group, params, s);
-        Ok(())
+        lora::cpu::down(self.device(), x, group, params, s)
     }
 
     fn lora_up_backward(
@@ -215,8 +214,7 @@ impl Backend for Cpu {
         gradients: &mut Vec<f32>,
     ) -> Result<()> {
         lora::check_gradients(x, s, dy, ds, group, gradients)?;
-        lora::cpu::gradients(self.device(), x, s, dy, ds, group, gradients);
-        Ok(())
+        lora::cpu::gradients(self.device(), x, s, dy, ds, group, gradients)
     }
 
     fn embed(&self, table: &Frozen, ids: &Vec<u32>, x: &mut Matrix<f32>) -> Result<()> {
@@ -273,8 +271,7 @@ impl Backend for Cpu {
         lse: &mut Vec<f32>,
     ) -> Result<()> {
         attention::prepare(qkv, segments, attention, o, lse)?;
-        attention::cpu::forward(self.device(), qkv, segments, attention, o, lse);
-        Ok(())
+        attention::cpu::forward(self.device(), qkv, segments, attention, o, lse)
     }
 
     fn attention_backward(
@@ -288,8 +285,7 @@ impl Backend for Cpu {
         dqkv: &mut Matrix<f32>,
     ) -> Result<()> {
         attention::prepare_backward(do_, qkv, o, lse, segments, attention, dqkv)?;
-        attention::cpu::backward(self.device(), do_, qkv, o, lse, segments, attention, dqkv);
-        Ok(())
+        attention::cpu::backward(self.device(), do_, qkv, o, lse, segments, attention, dqkv)
     }
 
     fn attention_cached(

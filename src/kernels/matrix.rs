@@ -19,9 +19,7 @@ impl<F: Copy + Default> Matrix<F> {
 
     /// Gives the matrix a shape and keeps its memory; the values are whatever they were, new ones are zero.
     pub(crate) fn resize(&mut self, rows: usize, cols: usize) -> Result<()> {
-        let len = rows.saturating_mul(cols);
-        reserve("resize", &mut self.values, len)?;
-        self.values.resize(len, F::default());
+        resize("resize", &mut self.values, rows.saturating_mul(cols))?;
         (self.rows, self.cols) = (rows, cols);
         Ok(())
     }
@@ -38,9 +36,15 @@ impl<F: Copy + Default> Matrix<F> {
 /// A vector of zeros, or the error that says how much memory was asked for.
 pub(crate) fn zeros<F: Copy + Default>(op: &'static str, len: usize) -> Result<Vec<F>> {
     let mut values = Vec::new();
-    reserve(op, &mut values, len)?;
-    values.resize(len, F::default());
+    resize(op, &mut values, len)?;
     Ok(values)
+}
+
+/// Gives `values` that length; values that are there stay, new ones are zero.
+pub(crate) fn resize<F: Copy + Default>(op: &'static str, values: &mut Vec<F>, len: usize) -> Result<()> {
+    reserve(op, values, len)?;
+    values.resize(len, F::default());
+    Ok(())
 }
 
 fn reserve<F>(op: &'static str, values: &mut Vec<F>, len: usize) -> Result<()> {

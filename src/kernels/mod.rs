@@ -42,6 +42,8 @@ pub enum Error {
     Size { op: &'static str, what: &'static str, got: usize, wanted: usize },
     #[error("`{op}`: index {index} is outside 0..{len}")]
     Index { op: &'static str, index: usize, len: usize },
+    /// Of what grows with the model or the batch. A task's own panels and tiles, and what libraries take, still end the
+    /// process; so does a system that promises memory it does not have (Linux kills with signal 9).
     #[error("out of memory: {op} asked for {bytes} bytes")]
     Memory { op: &'static str, bytes: usize },
 }

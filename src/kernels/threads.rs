@@ -7,6 +7,9 @@ use std::cell::Cell;
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use super::Result;
+use super::matrix::resize;
+
 /// Below this many values an elementwise pass is faster on the calling thread than handed over.
 const SMALL: usize = 16 * 1024;
 
@@ -74,17 +77,51 @@ thread_local! {
     static SCRATCH: Cell<Vec<Vec<f32>>> = const { Cell::new(Vec::new()) };
 }
 
-/// Lends `work` a buffer of `len` values of any content, kept by the thread for the next call.
+/// Lends `work` a buffer of `len` values of any content, kept by the thread for the next call. For what grows with the
+/// batch, on the thread that called the operation: too little memory is its error.
+pub(super) fn try_scratch<R>(op: &'static str, len: usize, work: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+    let mut buffer = take_scratch();
+    if buffer.len() < len {
+        resize(op, &mut buffer, len)?;
+    }
+    let result = work(&mut buffer[..len]);
+    keep_scratch(buffer);
+    Ok(result)
+}
+
+/// The same for the panels and tiles of one task, which has no error to give: without memory for these the process ends.
 pub(super) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
-    let mut buffers = SCRATCH.take();
-    let mut buffer = buffers.pop().unwrap_or_default();
-    SCRATCH.set(buffers);
+    let mut buffer = take_scratch();
     if buffer.len() < len {
         buffer.resize(len, 0.0);
     }
     let result = work(&mut buffer[..len]);
+    keep_scratch(buffer);
+    result
+}
+
+fn take_scratch() -> Vec<f32> {
+    let mut buffers = SCRATCH.take();
+    let buffer = buffers.pop().unwrap_or_default();
+    SCRATCH.set(buffers);
+    buffer
+}
+
+fn keep_scratch(buffer: Vec<f32>) {
     let mut buffers = SCRATCH.take();
     buffers.push(buffer);
     SCRATCH.set(buffers);
-    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::Error;
+
+    #[test]
+    fn a_buffer_that_no_memory_holds_is_an_error() {
+        let failed = try_scratch("attention", usize::MAX / 8, |_| ());
+        assert!(matches!(failed, Err(Error::Memory { op: "attention", .. })), "{failed:?}");
+        assert_eq!(try_scratch("attention", 3, |buffer| buffer.len()).ok(), Some(3));
+    }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::param::{Kind, Parameter, Value};
 use super::{Error, Result, nearest};
+use crate::io;
 
 /// The environment variable of parameter `learning_rate` is `UNSLOTHIFY_PARAM_LEARNING_RATE`.
 const VARIABLE: &str = "UNSLOTHIFY_PARAM_";
@@ -147,7 +148,7 @@ fn from_outside(kind: Kind, value: Value, shell: &Path) -> Value {
     let path = shell.join(text);
     let is_path = match kind {
         Kind::Path => true,
-        Kind::Model => looks_like_path(text) || path.exists(),
+        Kind::Model => looks_like_path(text) || io::exists(&path),
         _ => false,
     };
     if is_path { Value::Text(path.to_string_lossy().into_owned()) } else { value }

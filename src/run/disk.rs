@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::io::folder;
+use crate::io::{self, folder};
 
 use super::{Error, Result};
 
@@ -19,7 +19,7 @@ pub(super) fn make_new_folder(path: &Path) -> Result<bool> {
 
 /// Writes the whole file or leaves the old one as it was.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    folder::write(path, bytes).map_err(|source| Error::Write { path: path.into(), source })
+    Ok(io::write_atomic(path, bytes)?)
 }
 
 pub(super) fn open_lines(path: &Path) -> Result<Lines> {

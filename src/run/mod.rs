@@ -29,6 +29,8 @@ pub enum Error {
     Create { path: PathBuf, source: std::io::Error },
     #[error("cannot write `{}`: {source}", path.display())]
     Write { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    File(#[from] crate::io::Error),
 }
 
 impl Error {
@@ -36,7 +38,7 @@ impl Error {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Create { .. } => "choose another place with `--out DIR`; nothing has been trained",
-            Self::Write { .. } => "is the disk full, or the folder gone?",
+            Self::Write { .. } | Self::File(_) => "is the disk full, or the folder gone?",
         }
     }
 }

@@ -11,7 +11,7 @@ thread_local! {
 
 static HOOK: Once = Once::new();
 
-/// Runs `work`; a panic in it comes back as what it said and where it stood in our sources.
+/// Runs `work`; a panic in it comes back as what it said and where it stood in our sources. Calls may nest.
 pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
@@ -21,9 +21,9 @@ pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
             }
         }));
     });
-    TOLD.with(|told| *told.borrow_mut() = Some(String::new()));
+    let outer = TOLD.replace(Some(String::new()));
     let result = catch_unwind(AssertUnwindSafe(work));
-    let told = TOLD.with(|told| told.borrow_mut().take()).unwrap_or_default();
+    let told = TOLD.replace(outer).unwrap_or_default();
     result.map_err(|payload| if told.is_empty() { message(payload.as_ref()) } else { told })
 }
 

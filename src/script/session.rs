@@ -149,10 +149,18 @@ impl Session {
             this.host.set_parameters(resolved.clone());
             // From here on nothing is a mistake of the command line: the run gets its folder.
             let kept = this.keep(source, name, text, &resolved)?;
-            let result = this.engine.run_ast(&ast).map_err(|error| this.failed(*error, source));
+            let result = this.interpret(&ast, source);
             this.host.progress_end();
             this.close(kept, result)
         })
+    }
+
+    /// Runs the script; a panic in it comes back as a failure, so that the run's record is still closed.
+    fn interpret(&self, ast: &AST, source: &str) -> Result<(), Box<Failure>> {
+        match panics::caught(|| self.engine.run_ast(ast)) {
+            Ok(result) => result.map_err(|error| self.failed(*error, source)),
+            Err(what) => Err(Box::new(self.translator().panicked(&what))),
+        }
     }
 
     /// Runs `work` on a thread with a deep stack; a panic in it is told as a bug.

@@ -57,6 +57,24 @@ fn a_stop_cannot_be_caught() {
     assert!(terminal.printed().is_empty());
 }
 
+#[test]
+fn a_panic_in_a_native_ends_the_record_of_its_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = SessionOptions { out: Some(folder.path().into()), ..SessionOptions::default() };
+    let options = options.with_module(|engine, _| {
+        engine.register_fn("boom", || -> i64 { panic!("boom") });
+    });
+    let mut session = Session::new(options);
+    let failure = session.run_source("x", "boom();").unwrap_err();
+    assert_eq!((failure.kind, failure.exit_code()), (Kind::Bug, 1));
+    let read = |name: &str| std::fs::read_to_string(session.host().run_dir().unwrap().join(name)).unwrap();
+    let run: serde_json::Value = serde_json::from_str(&read("run.json")).unwrap();
+    assert_eq!((run["status"].as_str(), run["exit_code"].as_i64()), (Some("failed"), Some(1)));
+    assert!(run["error"].as_str().unwrap().starts_with("error: unslothify has a bug: boom (src"), "{run}");
+    assert!(run["seconds"].is_number());
+    assert!(read("log.jsonl").contains("unslothify has a bug: boom"));
+}
+
 fn host_in(folder: &std::path::Path) -> Host {
     let options = SessionOptions { out: Some(folder.join("out")), shell: folder.into(), ..SessionOptions::default() };
     let given = Given { set: vec!["data=../elsewhere/d.jsonl".to_string()], ..Given::default() };
@@ -167,15 +185,30 @@ fn metrics_reach_the_file_and_the_history() {
 }
 
 #[test]
-fn no_type_shows_its_rust_path() {
+fn every_type_of_a_native_is_registered_under_a_name() {
     let mut engine = rhai::Engine::new();
     let host = session().host().clone();
     modules::register(&mut engine, &host);
-    let types = engine.collect_fn_metadata(None, |info| Some(info.metadata.params_info.to_vec()), false);
-    for info in types.into_iter().flatten() {
-        let kind = info.split_once(": ").map_or(info.as_str(), |(_, kind)| kind);
-        assert!(!names::type_name(kind).contains("::"), "{info}");
+    let last = |path: &str| path.rsplit("::").next().unwrap().to_owned();
+    let told: serde_json::Value = serde_json::from_str(&engine.gen_fn_metadata_to_json(false).unwrap()).unwrap();
+    let registered: std::collections::BTreeSet<String> =
+        told["customTypes"].as_array().unwrap().iter().map(|t| last(t["typeName"].as_str().unwrap())).collect();
+    let told = |info: rhai::FuncInfo| {
+        let parameters = info.metadata.params_info.iter().filter_map(|p| p.split_once(": ").map(|(_, kind)| kind));
+        Some(parameters.chain([info.metadata.return_type.as_str()]).map(String::from).collect::<Vec<_>>())
+    };
+    let plain = ["int", "float", "bool", "string", "array", "map", "function", "any", "()", "range"];
+    let mut handles = std::collections::BTreeSet::new();
+    for kind in engine.collect_fn_metadata(None, told, false).into_iter().flatten() {
+        let inner = kind.strip_prefix("Answer<").and_then(|inner| inner.strip_suffix('>')).unwrap_or(&kind);
+        let name = names::type_name(inner);
+        if !name.is_empty() && !plain.contains(&name.as_str()) {
+            let rust = last(inner.trim_start_matches("&mut "));
+            assert!(registered.contains(&rust), "`{kind}` is registered under no name: {registered:?}");
+            handles.insert(rust);
+        }
     }
+    assert!(handles.len() > 8, "only {handles:?}: does the scan still see the natives?");
 }
 
 proptest! {

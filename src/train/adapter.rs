@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::engine::AdapterTensor;
 use crate::export::{self, Adapter};
 
 use super::{Error, Model, Result};
@@ -38,21 +39,19 @@ impl Model {
     /// the folder finds its place and every place its tensor.
     pub fn load_adapter(&self, dir: &Path) -> Result<LoadedAdapter> {
         let stored = export::read(dir)?;
-        let base = stored.base.clone();
-        self.add_lora(&stored.config)?;
-        let fitted = self.adapter_tensors().and_then(|places| Ok(stored.fit(places)?)).and_then(|tensors| {
-            for tensor in &tensors {
-                self.set_adapter_tensor(tensor.layer, tensor.module, tensor.matrix, &tensor.values)?;
-            }
-            Ok(tensors.len())
-        });
-        match fitted {
-            Ok(tensors) => Ok(LoadedAdapter { dir: dir.to_owned(), tensors, base }),
-            Err(error) => {
-                self.unload_adapter()?;
-                Err(error)
-            }
+        let (config, base) = (stored.config.clone(), stored.base.clone());
+        // The rank is a number in a file: no memory is taken for it before the file's tensors have that rank, too.
+        let places = self.runner().plan_lora(&config)?;
+        let tensors = stored.fit(places)?;
+        self.add_lora(&config)?;
+        let put = |tensor: &AdapterTensor| {
+            self.set_adapter_tensor(tensor.layer, tensor.module, tensor.matrix, &tensor.values)
+        };
+        if let Err(error) = tensors.iter().try_for_each(put) {
+            self.unload_adapter()?;
+            return Err(error);
         }
+        Ok(LoadedAdapter { dir: dir.to_owned(), tensors: tensors.len(), base })
     }
 
     /// One line: how many values are trained, of how many.
@@ -65,5 +64,32 @@ impl Model {
         let share = 100.0 * trained as f64 / all.max(1) as f64;
         let modules = lora.target_modules.join(", ");
         Ok(format!("{trained} of {all} parameters are trained ({share:.2} %): LoRA r={} on {modules}", lora.r))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::train::LoadSettings;
+    use crate::weights::adapter::{self, AdapterConfig, AdapterTensor};
+
+    #[test]
+    fn an_adapter_that_does_not_fit_is_refused_before_room_is_made_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let r = 1 << 16;
+        let target_modules = vec!["q_proj".to_owned()];
+        let layers_to_transform = Some(vec![0]);
+        let config = AdapterConfig { r, target_modules, layers_to_transform, ..AdapterConfig::default() };
+        let tensor = |matrix, shape| {
+            let name = adapter::key(0, "q_proj", matrix).unwrap();
+            AdapterTensor { name, shape, values: vec![0.0; r] }
+        };
+        adapter::write(dir.path(), &config, &[tensor('A', [r, 1]), tensor('B', [1, r])]).unwrap();
+        let model = Model::from_pretrained("builtin:tiny-mistral", dir.path(), &LoadSettings::default()).unwrap();
+        let error = model.load_adapter(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("is 65536 x 1, this model needs 65536 x 256"), "{error}");
+        assert_eq!(model.adapter(), 0, "no adapter was put on and taken off again");
     }
 }

@@ -52,6 +52,21 @@ impl Error {
     pub fn is_cancelled(&self) -> bool {
         matches!(self, Self::Engine(crate::engine::Error::Cancelled))
     }
+
+    /// Whether the device has too little memory for what was asked.
+    pub fn is_out_of_memory(&self) -> bool {
+        use crate::engine::Error as Engine;
+        use crate::{io, kernels, optim, weights};
+        match self {
+            Self::Engine(Engine::Kernel(error)) | Self::Optim(optim::Error::Kernel(error)) => {
+                matches!(error, kernels::Error::Memory { .. })
+            }
+            Self::Weights(error) | Self::Engine(Engine::Weights(error)) => {
+                matches!(error, weights::Error::Io(io::Error::Memory { .. }))
+            }
+            _ => false,
+        }
+    }
 }
 
 impl From<crate::generate::Error> for Error {

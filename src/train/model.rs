@@ -79,6 +79,11 @@ impl Model {
         &self.0.config
     }
 
+    /// Keys the model's file does not give, with the value taken instead: `sliding_window = 4096`.
+    pub fn defaulted(&self) -> &[String] {
+        &self.0.config.defaulted
+    }
+
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.0.tokenizer
     }

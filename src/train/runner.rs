@@ -18,6 +18,7 @@ pub(super) trait Runner: Send {
     fn device(&self) -> &'static str;
     fn weight_bytes(&self) -> usize;
 
+    fn plan_lora(&self, config: &LoraConfig) -> Result<Vec<AdapterTensor>>;
     fn add_lora(&mut self, config: &LoraConfig) -> Result<()>;
     fn remove_lora(&mut self) -> Result<bool>;
     fn lora(&self) -> Option<&LoraConfig>;
@@ -53,6 +54,10 @@ impl<B: Backend> Runner for Engine<B> {
 
     fn weight_bytes(&self) -> usize {
         Engine::weight_bytes(self)
+    }
+
+    fn plan_lora(&self, config: &LoraConfig) -> Result<Vec<AdapterTensor>> {
+        Ok(Engine::plan_lora(self, config)?)
     }
 
     fn add_lora(&mut self, config: &LoraConfig) -> Result<()> {

@@ -33,7 +33,8 @@ pub struct AdapterConfig {
     pub r: usize,
     pub lora_alpha: f64,
     pub lora_dropout: f64,
-    /// Names of linear layers, such as `q_proj`; a pattern in the file is resolved by the tensors beside it.
+    /// Names of linear layers, such as `q_proj`; a pattern in the file is resolved by the tensors beside it, which then
+    /// give the layers, too.
     pub target_modules: Vec<String>,
     pub layers_to_transform: Option<Vec<usize>>,
     pub use_rslora: bool,
@@ -109,12 +110,38 @@ pub fn read(dir: &Path) -> Result<(AdapterConfig, Vec<AdapterTensor>)> {
     let origin = weights_path.display().to_string();
     let tensors = read_tensors(&io::map(&weights_path)?, &origin)?;
     check_pairs(&tensors, &config, &origin)?;
-    let is_leaf = |module: &String| MODULES.iter().any(|(name, _)| name == module);
-    if config.target_modules.is_empty() || !config.target_modules.iter().all(is_leaf) {
-        let found: BTreeSet<&str> = tensors.iter().filter_map(|t| Some(parse_key(&t.name)?.1)).collect();
-        config.target_modules = found.into_iter().map(String::from).collect();
-    }
+    resolve_modules(&mut config, &tensors, &config_path)?;
     Ok((config, tensors))
+}
+
+/// Puts names of linear layers where the file has a pattern or paths, which choose layers, too: the tensors tell which.
+fn resolve_modules(config: &mut AdapterConfig, tensors: &[AdapterTensor], path: &Path) -> Result<()> {
+    let is_leaf = |module: &String| MODULES.iter().any(|(name, _)| name == module);
+    let is_by_path = !config.target_modules.iter().all(is_leaf);
+    if !is_by_path && !config.target_modules.is_empty() {
+        return Ok(());
+    }
+    let mut found: BTreeMap<usize, BTreeSet<&str>> = BTreeMap::new();
+    for (layer, module, _) in tensors.iter().filter_map(|tensor| parse_key(&tensor.name)) {
+        found.entry(layer).or_default().insert(module);
+    }
+    let modules: BTreeSet<&str> = found.values().flatten().copied().collect();
+    if is_by_path {
+        if found.values().any(|of_layer| *of_layer != modules) {
+            return Err(Error::Unsupported {
+                origin: path.display().to_string(),
+                key: "target_modules".into(),
+                what: match config.target_modules.as_slice() {
+                    [one] => brief(&json!(one)),
+                    several => brief(&json!(several)),
+                },
+                advice: "adapters that train the same modules in each of their layers are",
+            });
+        }
+        config.layers_to_transform.get_or_insert(found.into_keys().collect());
+    }
+    config.target_modules = modules.into_iter().map(String::from).collect();
+    Ok(())
 }
 
 fn read_tensors(bytes: &[u8], origin: &str) -> Result<Vec<AdapterTensor>> {
@@ -282,8 +309,8 @@ impl AdapterConfig {
         };
         let names = |value: &Value| match value {
             Value::Array(names) => names.iter().map(|name| name.as_str().map(String::from)).collect(),
-            Value::String(name) if MODULES.iter().any(|(module, _)| module == name) => Some(vec![name.clone()]),
-            Value::String(_) => Some(Vec::new()), // a pattern, or all-linear: the tensors tell
+            Value::String(all) if all == "all-linear" => Some(Vec::new()), // the tensors tell
+            Value::String(name) => Some(vec![name.clone()]),               // perhaps a pattern
             _ => None,
         };
         let layers = |value: &Value| match value {

@@ -1,7 +1,7 @@
 //! The safetensors container: 8 bytes of header length, a JSON header, tensor bytes.
 //!
 //! Read here rather than by the crate of the same name, so that a cut file and a name that appears twice are told
-//! apart and named.
+//! apart and named. As strict as that crate: the tensors cover the data from its first byte to its last, once.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -26,6 +26,10 @@ pub enum Problem {
     Size { name: String, dtype: String, shape: Vec<usize>, bytes: u64 },
     #[error("`{name}` ends at byte {end} of {len}")]
     Outside { name: String, end: u64, len: usize },
+    #[error("`{name}` begins at byte {start}, where byte {wanted} would leave no hole and no overlap")]
+    NotNext { name: String, start: usize, wanted: usize },
+    #[error("its tensors end at byte {end} of {len}")]
+    Uncovered { end: usize, len: usize },
 }
 
 /// One tensor of the file.
@@ -113,7 +117,23 @@ pub fn read(bytes: &[u8]) -> Result<HashMap<String, Entry>, Problem> {
         let range = base + start as usize..base + end as usize;
         entries.insert(name, Entry { dtype, shape: row.shape, range });
     }
+    check_cover(&entries, base..bytes.len())?;
     Ok(entries)
+}
+
+/// Fails unless the tensors lie one after another in `data`: a few bytes named many times would be copied as often.
+fn check_cover(entries: &HashMap<String, Entry>, data: Range<usize>) -> Result<(), Problem> {
+    let mut places: Vec<(usize, usize, &str)> =
+        entries.iter().map(|(name, Entry { range, .. })| (range.start, range.end, name.as_str())).collect();
+    places.sort_unstable();
+    let mut wanted = data.start;
+    for (start, end, name) in places {
+        if start != wanted {
+            return Err(Problem::NotNext { name: name.into(), start, wanted });
+        }
+        wanted = end;
+    }
+    if wanted == data.end { Ok(()) } else { Err(Problem::Uncovered { end: wanted, len: data.end }) }
 }
 
 #[derive(Deserialize)]

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
+use unslothify::train::{Device, LoraConfig};
 use unslothify::weights::adapter::{self, AdapterConfig, AdapterTensor};
+
+use super::tiny;
 
 fn adapter_files() -> (AdapterConfig, Vec<AdapterTensor>) {
     let config = AdapterConfig {
@@ -109,4 +112,57 @@ fn keys_that_fit_no_module_are_listed() {
         ),
         "{error}"
     );
+}
+
+/// A folder with the adapter of one layer of the tiny model, its config saying `target_modules` in another way.
+fn adapter_by_pattern(folder: &Path, modules: &[&str], pattern: &str) {
+    let model = tiny::model(Device::Cpu { threads: Some(1) });
+    let target_modules = modules.iter().map(ToString::to_string).collect();
+    model.add_lora(&LoraConfig { target_modules, layers_to_transform: Some(vec![1]), ..tiny::lora() }).unwrap();
+    model.save_adapter(folder).unwrap();
+    let path = folder.join("adapter_config.json");
+    let mut config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    config["target_modules"] = serde_json::from_str(pattern).unwrap();
+    config["layers_to_transform"] = serde_json::Value::Null;
+    std::fs::write(&path, config.to_string()).unwrap();
+}
+
+#[test]
+fn a_pattern_chooses_the_layers_that_the_file_has() {
+    for (modules, pattern) in [
+        (&["q_proj"][..], r#"".*layers\\.(1|2)\\..*q_proj""#),
+        (&["q_proj", "up_proj"], r#"["layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj"]"#),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        adapter_by_pattern(folder.path(), modules, pattern);
+        let model = tiny::model(Device::Cpu { threads: Some(1) });
+        assert_eq!(model.load_adapter(folder.path()).unwrap().tensors, 2 * modules.len());
+        let lora = model.lora().unwrap();
+        assert_eq!((lora.target_modules.len(), lora.layers_to_transform), (modules.len(), Some(vec![1])));
+    }
+    // "all-linear" and a list of plain names mean every layer: a file that has only some is not whole.
+    for pattern in ["\"all-linear\"", "[\"q_proj\"]"] {
+        let folder = tempfile::tempdir().unwrap();
+        adapter_by_pattern(folder.path(), &["q_proj"], pattern);
+        let error = tiny::model(Device::Cpu { threads: Some(1) }).load_adapter(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("layers.0.self_attn.q_proj.lora_A.weight`"), "{error}");
+        assert!(error.contains("which the file lacks"), "{error}");
+    }
+}
+
+#[test]
+fn a_pattern_of_other_modules_in_other_layers_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, mut tensors) = adapter_files();
+    for tensor in &mut tensors {
+        tensor.name = tensor.name.replace("layers.0.self_attn.v_proj", "layers.1.self_attn.v_proj");
+    }
+    adapter::write(dir.path(), &config, &tensors).unwrap();
+    let path = dir.path().join("adapter_config.json");
+    let list = "[\n    \"q_proj\",\n    \"v_proj\"\n  ]";
+    let text = std::fs::read_to_string(&path).unwrap().replace(list, "\".*(0.*q_proj|1.*v_proj)\"");
+    std::fs::write(&path, text).unwrap();
+    let error = adapter::read(dir.path()).unwrap_err().to_string();
+    assert!(error.starts_with("`target_modules` in `"), "{error}");
+    assert!(error.ends_with("asks for `\".*(0.*q_proj|1.*v_proj)\"`, which is not supported; adapters that train the same modules in each of their layers are"), "{error}");
 }

@@ -349,3 +349,20 @@ fn colour_is_for_those_who_want_it() {
     let (_, _, styled) = place.run(&["bad.rhai", "--color", "always"]);
     assert!(styled.contains('\u{1b}'), "{styled}");
 }
+
+#[cfg(unix)]
+#[test]
+fn files_of_a_run_are_as_private_as_the_shell_asks() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new();
+    let program = env!("CARGO_BIN_EXE_unslothify");
+    for (mask, wanted) in [("077", 0o600), ("027", 0o640)] {
+        let line = format!("umask {mask} && exec '{program}' recipes/small.rhai");
+        let output = Command::new("sh").args(["-c", &line]).current_dir(place.path()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        for name in ["run.json", "config.json", "recipe.rhai", "log.jsonl"] {
+            let mode = std::fs::metadata(place.latest().join(name)).unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, wanted, "{name}: {mode:o}");
+        }
+    }
+}

@@ -137,3 +137,27 @@ fn every_script_tells_what_it_must() {
     }
     assert!(wrong.is_empty(), "{wrong}");
 }
+
+#[test]
+fn what_a_config_leaves_out_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let notes = |remove: &[&str]| {
+        super::tiny::write(&folder.path().join("base"), 1);
+        let path = folder.path().join("base/config.json");
+        let mut config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        for key in remove {
+            config.as_object_mut().unwrap().remove(*key);
+        }
+        std::fs::write(path, config.to_string()).unwrap();
+        let terminal = Arc::new(Collected::new());
+        let shell = folder.path().to_path_buf();
+        let options = SessionOptions { terminal: terminal.clone(), shell, ..SessionOptions::default() };
+        Session::new(options).run_source("x", "let model = Model::from_pretrained(\"base\");").unwrap();
+        terminal.notes()
+    };
+    assert!(notes(&[]).is_empty());
+    let told = notes(&["sliding_window", "rope_theta"]);
+    let taken =
+        "says nothing of some keys; taken as transformers takes them: sliding_window = 4096, rope_theta = 10000.0";
+    assert!(told.len() == 1 && told[0].ends_with(taken), "{told:?}");
+}

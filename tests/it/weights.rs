@@ -340,6 +340,78 @@ fn what_is_no_model_says_what_it_is() {
     assert!(error.contains("is cut or no GGUF file: it does not begin with `GGUF`"), "{error}");
 }
 
+/// The whole file with `change` made to its header, and `tail` after its end.
+fn reheaded(file: &[u8], tail: &[u8], change: impl Fn(&mut serde_json::Map<String, serde_json::Value>)) -> Vec<u8> {
+    let len = usize::try_from(u64::from_le_bytes(file[..8].try_into().unwrap())).unwrap();
+    let mut header = serde_json::from_slice(&file[8..8 + len]).unwrap();
+    change(&mut header);
+    let header = serde_json::to_vec(&header).unwrap();
+    [&(header.len() as u64).to_le_bytes(), &header[..], &file[8 + len..], tail].concat()
+}
+
+#[test]
+fn tensors_that_do_not_lie_one_after_another_are_refused() {
+    const K: &str = "model.layers.0.self_attn.k_proj.weight";
+    const V: &str = "model.layers.0.self_attn.v_proj.weight";
+    let dir = tempfile::tempdir().unwrap();
+    model(dir.path(), &config_with(|_| {}), 1, |_| None);
+    let path = dir.path().join("model.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    let same = |header: &mut serde_json::Map<String, serde_json::Value>| header[V] = header[K].clone();
+    let hole = |header: &mut serde_json::Map<String, serde_json::Value>| drop(header.remove(K));
+    for (file, wanted) in [
+        (reheaded(&whole, b"", |_| {}), None),
+        (reheaded(&whole, b"", same), Some("where byte ")),
+        (reheaded(&whole, b"", hole), Some("where byte ")),
+        (reheaded(&whole, b"more", |_| {}), Some("its tensors end at byte ")),
+    ] {
+        // As strict as the crate of that name.
+        assert_eq!(safetensors::SafeTensors::deserialize(&file).is_err(), wanted.is_some());
+        std::fs::write(&path, &file).unwrap();
+        match (Checkpoint::open(dir.path()), wanted) {
+            (Ok(_), None) => {}
+            (Err(error), Some(wanted)) => assert!(error.to_string().contains(wanted), "{error}"),
+            (result, _) => panic!("{wanted:?}: {:?}", result.map(|_| ()).map_err(|error| error.to_string())),
+        }
+    }
+}
+
+/// A GGUF file without keys: vectors of 8 F32 with their names and offsets.
+fn gguf(tensors: &[(&str, u64)]) -> Vec<u8> {
+    let mut bytes = b"GGUF".to_vec();
+    bytes.extend(3_u32.to_le_bytes());
+    bytes.extend((tensors.len() as u64).to_le_bytes());
+    bytes.extend(0_u64.to_le_bytes());
+    for (name, offset) in tensors {
+        bytes.extend((name.len() as u64).to_le_bytes());
+        bytes.extend(name.as_bytes());
+        bytes.extend(1_u32.to_le_bytes());
+        bytes.extend(8_u64.to_le_bytes());
+        bytes.extend(0_u32.to_le_bytes());
+        bytes.extend(offset.to_le_bytes());
+    }
+    bytes.resize(bytes.len().next_multiple_of(32) + 96, 0);
+    bytes
+}
+
+#[test]
+fn gguf_tensors_that_overlap_or_share_a_name_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.gguf");
+    let open = |tensors: &[(&str, u64)]| {
+        std::fs::write(&path, gguf(tensors)).unwrap();
+        Checkpoint::open(&path).map(|_| ()).unwrap_err().to_string()
+    };
+    // A hole is allowed; the file then fails for its keys.
+    assert!(open(&[("a", 64), ("b", 0)]).contains("lacks `general.architecture`"));
+    for offset in [0, 16] {
+        let overlap = open(&[("a", offset), ("c", 64), ("b", 0)]);
+        assert!(overlap.contains("` share bytes; "), "{overlap}");
+    }
+    let twice = open(&[("token_embd.weight", 0), ("model.embed_tokens.weight", 32)]);
+    assert!(twice.contains("`token_embd.weight` and `model.embed_tokens.weight` name one tensor"), "{twice}");
+}
+
 /// Opens what may be anything and reads all of it; the answer does not matter, only that there is one.
 fn read_all(path: &Path) {
     if let Ok(checkpoint) = Checkpoint::open(path) {

@@ -8,7 +8,7 @@ use pulp::Arch;
 use super::tiles::{Block, TILE, Text, backward_text, forward_text};
 use crate::kernels::matrix::{Matrix, Texts};
 use crate::kernels::simd::{exp, sum2, vectorized};
-use crate::kernels::threads::{Threads, with_scratch};
+use crate::kernels::threads::{Threads, try_scratch, with_scratch};
 use crate::kernels::{Attention, Result};
 
 type Device<'a> = (&'a Threads, Arch);
@@ -20,9 +20,9 @@ pub(crate) fn forward(
     attention: &Attention,
     o: &mut Matrix<f32>,
     lse: &mut [f32],
-) {
+) -> Result<()> {
     let (rows, group, width) = (qkv.rows, attention.group(), attention.group() * attention.head_dim);
-    with_scratch(attention.kv_heads * rows * (width + group), |scratch| {
+    try_scratch("attention", attention.kv_heads * rows * (width + group), |scratch| {
         let (out, statistics) = scratch.split_at_mut(attention.kv_heads * rows * width);
         let mut tasks = Vec::new();
         let (mut out_rest, mut statistics_rest) = (&mut *out, &mut *statistics);
@@ -55,7 +55,7 @@ pub(crate) fn forward(
                 *lse = *from;
             }
         }
-    });
+    })
 }
 
 /// Splits a text's queries where few key heads and a long text would leave threads idle; by shapes alone.
@@ -74,10 +74,10 @@ pub(crate) fn backward(
     texts: &Texts,
     attention: &Attention,
     dqkv: &mut Matrix<f32>,
-) {
+) -> Result<()> {
     let (rows, dim, group) = (qkv.rows, attention.head_dim, attention.group());
     let width = (group + 2) * dim;
-    with_scratch(attention.kv_heads * rows * width, |out| {
+    try_scratch("attention_backward", attention.kv_heads * rows * width, |out| {
         let mut tasks = Vec::new();
         let mut rest = &mut *out;
         for kv_head in 0..attention.kv_heads {
@@ -103,7 +103,7 @@ pub(crate) fn backward(
                 }
             }
         });
-    });
+    })
 }
 
 /// `keys` and `values` already hold the new rows.
@@ -117,8 +117,8 @@ pub(crate) fn cached(
 ) -> Result<()> {
     if cached == 0 && qkv.rows > 1 {
         let texts = Texts::new(&[0, qkv.rows as u32], 0)?;
-        with_scratch(attention.heads * qkv.rows, |lse| forward((threads, arch), qkv, &texts, attention, o, lse));
-        return Ok(());
+        let all = |lse: &mut [f32]| forward((threads, arch), qkv, &texts, attention, o, lse);
+        return try_scratch("attention_cached", attention.heads * qkv.rows, all)?;
     }
     let (group, dim) = (attention.group(), attention.head_dim);
     let scale = 1.0 / (dim as f32).sqrt();

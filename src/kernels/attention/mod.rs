@@ -15,7 +15,7 @@ mod tiles;
 
 use std::ops::Range;
 
-use super::matrix::{Matrix, Texts};
+use super::matrix::{Matrix, Texts, resize};
 use super::{Attention, Error, Result, same};
 
 impl Attention {
@@ -66,8 +66,7 @@ pub(super) fn prepare<F: Copy + Default>(
     check_qkv("attention", qkv, attention)?;
     same("attention", "rows of qkv", qkv.rows, texts.tokens())?;
     o.resize(qkv.rows, attention.heads * attention.head_dim)?;
-    lse.resize(attention.heads * qkv.rows, F::default());
-    Ok(())
+    resize("attention", lse, attention.heads * qkv.rows)
 }
 
 #[allow(clippy::too_many_arguments)]

@@ -8,7 +8,7 @@ use crate::kernels::frozen::{Frozen, Packed, Panels, ROW_BLOCK};
 use crate::kernels::gemm::cpu::{pack_columns, pack_rows, product};
 use crate::kernels::gemm::{PANEL, Product, Start};
 use crate::kernels::matrix::Matrix;
-use crate::kernels::threads::{Threads, with_scratch};
+use crate::kernels::threads::{Threads, try_scratch, with_scratch};
 
 /// Depth of a panel that is multiplied at a time: 256 KiB of it stay in the second cache while the rows pass by.
 const DEPTH: usize = 1024;
@@ -35,7 +35,6 @@ pub(crate) fn forward(
         Some(packed) => multiply(device, x, packed, &added, y),
         None => by_panels(device, x, w.cols, &added, y, &|panel, out| w.pack_transposed(panel, out)),
     }
-    Ok(())
 }
 
 pub(crate) fn backward(
@@ -50,7 +49,6 @@ pub(crate) fn backward(
         Some(packed) => multiply(device, dy, packed, &added, dx),
         None => backward_stored(device, dy, w, &added, dx),
     }
-    Ok(())
 }
 
 /// What is added to the product of a panel.
@@ -121,7 +119,7 @@ pub(crate) fn multiply(
     packed: &impl Panels,
     added: &Added<'_>,
     y: &mut Matrix<f32>,
-) {
+) -> Result<()> {
     let (threads, arch) = device;
     let is_small = x.rows * packed.cols() * packed.depth() < SMALL;
     let few_rows = x.rows < 12 * threads.count();
@@ -141,6 +139,7 @@ pub(crate) fn multiply(
             panel_product(arch, (x, first, rows), (packed, panel), (column, cols), added, c, width);
         }
     });
+    Ok(())
 }
 
 /// The product of some rows with one packed panel and everything that is added to it.
@@ -165,14 +164,20 @@ fn panel_product(
     added.add_adapters(arch, (row, rows), (column, cols), c, c_row);
 }
 
-fn by_packed_panels(device: Device<'_>, x: &Matrix<f32>, packed: &impl Panels, added: &Added<'_>, y: &mut Matrix<f32>) {
+fn by_packed_panels(
+    device: Device<'_>,
+    x: &Matrix<f32>,
+    packed: &impl Panels,
+    added: &Added<'_>,
+    y: &mut Matrix<f32>,
+) -> Result<()> {
     let (threads, arch) = device;
     let width = y.cols;
     in_panels(threads, y, |panel, c| {
         let column = panel * PANEL;
         let cols = PANEL.min(width - column);
         panel_product(arch, (x, 0, x.rows), (packed, panel), (column, cols), added, c, PANEL);
-    });
+    })
 }
 
 /// `y = x·packed + added` where `pack` makes each panel (depth, PANEL) when it is needed.
@@ -183,7 +188,7 @@ fn by_panels(
     added: &Added<'_>,
     y: &mut Matrix<f32>,
     pack: &(dyn Fn(usize, &mut [f32]) + Sync),
-) {
+) -> Result<()> {
     let (threads, arch) = device;
     let width = y.cols;
     in_panels(threads, y, |panel, c| {
@@ -194,16 +199,17 @@ fn by_panels(
             let one = Packed { depth, cols: PANEL, values: &*values };
             panel_product(arch, (x, 0, x.rows), (&one, 0), (column, cols), added, c, PANEL);
         });
-    });
+    })
 }
 
 /// Lets `work` fill each panel of `y` as a (rows, PANEL) block of its own, then puts the blocks into the rows.
-fn in_panels(threads: &Threads, y: &mut Matrix<f32>, work: impl Fn(usize, &mut [f32]) + Sync + Send) {
+fn in_panels(threads: &Threads, y: &mut Matrix<f32>, work: impl Fn(usize, &mut [f32]) + Sync + Send) -> Result<()> {
     let (rows, width) = (y.rows, y.cols);
     if rows == 1 {
-        return threads.pieces(&mut y.values, PANEL, work);
+        threads.pieces(&mut y.values, PANEL, work);
+        return Ok(());
     }
-    with_scratch(rows * width.next_multiple_of(PANEL), |blocks| {
+    try_scratch("linear", rows * width.next_multiple_of(PANEL), |blocks| {
         threads.pieces(blocks, rows * PANEL, work);
         let blocks = &*blocks;
         let per_piece = threads.rows_per_piece(rows, width);
@@ -215,18 +221,24 @@ fn in_panels(threads: &Threads, y: &mut Matrix<f32>, work: impl Fn(usize, &mut [
                 }
             }
         });
-    });
+    })
 }
 
 /// `dx = dy·W + added` with W dequantised by blocks of rows: the sums over the blocks continue in `dx`.
-fn backward_stored(device: Device<'_>, dy: &Matrix<f32>, w: &Frozen, added: &Added<'_>, dx: &mut Matrix<f32>) {
+fn backward_stored(
+    device: Device<'_>,
+    dy: &Matrix<f32>,
+    w: &Frozen,
+    added: &Added<'_>,
+    dx: &mut Matrix<f32>,
+) -> Result<()> {
     let (threads, arch) = device;
     let width = dx.cols;
     let panels = width.div_ceil(PANEL);
     let rows_per_piece = dy.rows.div_ceil(threads.count()).next_multiple_of(6);
     for first in (0..w.rows).step_by(ROW_BLOCK) {
         let depth = ROW_BLOCK.min(w.rows - first);
-        with_scratch(depth * panels * PANEL, |block| {
+        try_scratch("linear_backward", depth * panels * PANEL, |block| {
             // (depth, panels * PANEL): row-major, so that the threads can fill rows of it.
             let stride = panels * PANEL;
             threads.pieces(block, stride * depth.div_ceil(threads.count() * 2), |piece, out| {
@@ -257,6 +269,7 @@ fn backward_stored(device: Device<'_>, dy: &Matrix<f32>, w: &Frozen, added: &Add
                     }
                 }
             });
-        });
+        })?;
     }
+    Ok(())
 }

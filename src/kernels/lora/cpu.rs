@@ -2,13 +2,13 @@
 
 use pulp::Arch;
 
-use crate::kernels::LoraGroup;
 use crate::kernels::frozen::Packed;
 use crate::kernels::gemm::cpu::{pack_rows, product};
 use crate::kernels::gemm::{PANEL, Product, Start};
 use crate::kernels::linear::cpu::{Added, multiply};
 use crate::kernels::matrix::Matrix;
-use crate::kernels::threads::{Threads, with_scratch};
+use crate::kernels::threads::{Threads, try_scratch};
+use crate::kernels::{LoraGroup, Result};
 
 /// Multiply-adds below which the gradients stay on the calling thread.
 const SMALL: usize = 1 << 20;
@@ -18,9 +18,15 @@ const TASK_ROWS: usize = 6;
 
 type Device<'a> = (&'a Threads, Arch);
 
-pub(crate) fn down(device: Device<'_>, x: &Matrix<f32>, group: &LoraGroup, params: &[f32], s: &mut Matrix<f32>) {
+pub(crate) fn down(
+    device: Device<'_>,
+    x: &Matrix<f32>,
+    group: &LoraGroup,
+    params: &[f32],
+    s: &mut Matrix<f32>,
+) -> Result<()> {
     let depth = x.cols;
-    with_scratch(group.rank.next_multiple_of(PANEL) * depth, |values| {
+    try_scratch("lora_down", group.rank.next_multiple_of(PANEL) * depth, |values| {
         values.fill(0.0);
         for part in &group.parts {
             let a = &params[part.a..part.a + part.rank * depth];
@@ -29,8 +35,8 @@ pub(crate) fn down(device: Device<'_>, x: &Matrix<f32>, group: &LoraGroup, param
                 pack_rows(row, depth, 1, 1.0, &mut values[panel * depth * PANEL..][..depth * PANEL], column);
             }
         }
-        multiply(device, x, &Packed { depth, cols: group.rank, values: &*values }, &Added::NOTHING, s);
-    });
+        multiply(device, x, &Packed { depth, cols: group.rank, values: &*values }, &Added::NOTHING, s)
+    })?
 }
 
 pub(crate) fn up_backward(
@@ -89,8 +95,8 @@ pub(crate) fn gradients(
     ds: &Matrix<f32>,
     group: &LoraGroup,
     gradients: &mut [f32],
-) {
-    with_scratch(s.values.len(), |scaled| {
+) -> Result<()> {
+    try_scratch("lora_gradients", s.values.len(), |scaled| {
         for (to, from) in scaled.chunks_exact_mut(s.cols.max(1)).zip(s.values.chunks_exact(s.cols.max(1))) {
             for part in &group.parts {
                 let columns = part.s_start..part.s_start + part.rank;
@@ -144,5 +150,5 @@ pub(crate) fn gradients(
         } else {
             threads.each(tasks, work);
         }
-    });
+    })
 }

@@ -9,7 +9,7 @@ pub(super) mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::matrix::Matrix;
+use super::matrix::{Matrix, resize};
 use super::{Result, same};
 
 /// Checks the sizes of the forward pass and gives `y` and `rstd` theirs.
@@ -21,8 +21,7 @@ pub(super) fn prepare<F: Copy + Default>(
 ) -> Result<()> {
     same("rms_norm", "the length of weight", weight.len(), x.cols)?;
     y.resize(x.rows, x.cols)?;
-    rstd.resize(x.rows, F::default());
-    Ok(())
+    resize("rms_norm", rstd, x.rows)
 }
 
 /// Checks the sizes of the backward pass.

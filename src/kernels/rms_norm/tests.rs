@@ -82,3 +82,11 @@ fn a_weight_of_another_width_is_an_error() {
     let result = backend.rms_norm(&x, &weight, 1e-5, &mut backend.act(), &mut Vec::new());
     assert!(matches!(result, Err(Error::Size { op: "rms_norm", got: 3, wanted: 4, .. })));
 }
+
+#[test]
+fn statistics_that_no_memory_holds_are_an_error() {
+    let rows = usize::MAX / 16;
+    let x = Matrix::<f32> { rows, cols: 0, values: Vec::new() };
+    let failed = Cpu::new(Some(1)).rms_norm(&x, &Vec::new(), 1e-5, &mut Matrix::new(), &mut Vec::new());
+    assert!(matches!(failed, Err(Error::Memory { op: "rms_norm", bytes }) if bytes == 4 * rows), "{failed:?}");
+}

@@ -27,6 +27,10 @@ use crate::train::Pace;
 
 use super::{Failure, Host};
 
+/// What to do when memory runs out.
+const LESS_MEMORY: &str =
+    "a smaller `batch_size`, shorter texts (`max_seq_length`), a smaller `r` or a smaller model take less";
+
 /// What a native returns.
 type Answer<T> = Result<T, Box<EvalAltResult>>;
 
@@ -65,10 +69,17 @@ fn host(context: &NativeCallContext<'_>) -> Answer<Host> {
     session(context).map(|session| session.host)
 }
 
-/// The failure that an error of `train` is, at the native's place; a wish to stop ends the script.
+/// The failure that an error of `train` is, at the native's place; a wish to stop ends the script, and too little memory
+/// is a failure of the device.
 fn train_failure(context: &NativeCallContext<'_>, error: &crate::train::Error) -> Box<EvalAltResult> {
     if error.is_cancelled() {
         return Failure::cancelled(context);
+    }
+    if error.is_out_of_memory() {
+        return match host(context) {
+            Ok(host) => host.device_failure(context, error.to_string()).hint(LESS_MEMORY).into(),
+            Err(error) => error,
+        };
     }
     failure(context, error)
 }
@@ -99,5 +110,28 @@ fn number(context: &NativeCallContext<'_>, what: &str, value: &Dynamic) -> Answe
     match value.as_int() {
         Ok(whole) => Ok(whole as f64),
         Err(_) => value.as_float().map_err(wrong),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::kernels;
+    use crate::script::{Kind, Session, SessionOptions};
+
+    #[test]
+    fn running_out_of_memory_is_a_failure_of_the_device() {
+        let options = SessionOptions::default().with_module(|engine, _| {
+            engine.register_fn("starve", |context: NativeCallContext<'_>| -> Answer<()> {
+                let error = kernels::Error::Memory { op: "full", bytes: 1 << 50 };
+                Err(train_failure(&context, &crate::train::Error::Engine(error.into())))
+            });
+        });
+        let failure = Session::new(options).run_source("x", "starve();").unwrap_err();
+        assert_eq!((failure.kind, failure.exit_code()), (Kind::Device, 6));
+        assert_eq!(failure.message, "out of memory: full asked for 1125899906842624 bytes");
+        assert!(failure.place.is_some() && failure.hints.len() == 1);
     }
 }

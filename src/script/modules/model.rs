@@ -95,6 +95,9 @@ mod constructors {
         if id == "auto" {
             host.note(&chosen(&model));
         }
+        if !model.defaulted().is_empty() {
+            host.note(&defaulted(&model));
+        }
         if let Some(dir) = &given.adapter {
             load_adapter(&context, &model, dir)?;
         }
@@ -136,6 +139,12 @@ fn chosen(model: &Model) -> String {
          `--set base_model=FOLDER` or a .gguf file takes another",
         model.origin()
     )
+}
+
+/// What the model's file leaves out, and what was taken for it: every one of these changes what is computed.
+fn defaulted(model: &Model) -> String {
+    let (origin, taken) = (model.origin(), model.defaulted().join(", "));
+    format!("`{origin}` says nothing of some keys; taken as transformers takes them: {taken}")
 }
 
 fn load_adapter(context: &NativeCallContext<'_>, model: &Model, dir: &str) -> Answer<String> {

@@ -5,6 +5,7 @@ use std::sync::{MutexGuard, PoisonError};
 use rhai::plugin::*;
 use rhai::{Array, Engine, Map, NativeCallContext};
 
+use crate::io;
 use crate::options;
 use crate::script::Failure;
 use crate::train::{Beat, Pace};
@@ -141,7 +142,7 @@ mod functions {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn has(context: NativeCallContext<'_>, path: &str) -> Answer<bool> {
-        Ok(host(&context)?.read_path(path).is_ok_and(|path| path.exists()))
+        Ok(host(&context)?.read_path(path).is_ok_and(|path| io::is_file(&path) || io::is_folder(&path)))
     }
 
     /// Whether the value of parameter `name` was given by whoever started the run, and is not the recipe's own.

@@ -4,7 +4,7 @@ mod reader;
 
 use std::collections::HashMap;
 
-use reader::{Header, Kind, Value};
+use reader::{Header, Kind, Problem, Value};
 
 use super::{Error, GgufTokenizer, ModelConfig, Result, RopeScaling};
 
@@ -36,16 +36,19 @@ impl Entry {
 
 impl Gguf {
     pub fn read(bytes: &[u8], origin: &str) -> Result<Self> {
-        let Header { values, tensors } = Header::read(bytes).map_err(|problem| Error::Broken {
-            origin: origin.into(),
-            format: FORMAT,
-            problem: problem.to_string(),
-        })?;
-        let tensors = tensors
-            .into_iter()
-            .map(|(name, tensor)| (hugging_face_name(&name).unwrap_or_else(|| name.clone()), Entry { name, tensor }))
-            .collect();
-        Ok(Self { values, tensors })
+        let broken =
+            |problem: Problem| Error::Broken { origin: origin.into(), format: FORMAT, problem: problem.to_string() };
+        let header = Header::read(bytes).map_err(broken)?;
+        let mut tensors: HashMap<String, Entry> = HashMap::with_capacity(header.tensors.len());
+        for (name, tensor) in header.tensors {
+            let key = hugging_face_name(&name).unwrap_or_else(|| name.clone());
+            if let Some(other) = tensors.insert(key, Entry { name: name.clone(), tensor }) {
+                // The table's order is lost; the names tell the same whichever came first.
+                let (first, second) = if name > other.name { (name, other.name) } else { (other.name, name) };
+                return Err(broken(Problem::Same { first, second }));
+            }
+        }
+        Ok(Self { values: header.values, tensors })
     }
 
     pub fn tensors(&self) -> &HashMap<String, Entry> {

@@ -29,6 +29,10 @@ pub enum Problem {
     Shape(String),
     #[error("tensor `{name}` lies at bytes {start} to {end} of {len}")]
     Outside { name: String, start: u64, end: u64, len: usize },
+    #[error("`{first}` and `{second}` share bytes; each tensor has its own")]
+    Overlap { first: String, second: String },
+    #[error("`{first}` and `{second}` name one tensor")]
+    Same { first: String, second: String },
 }
 
 type Result<T> = std::result::Result<T, Problem>;
@@ -177,7 +181,19 @@ impl Header {
                 return Err(Problem::Twice { what: "tensor", name });
             }
         }
+        header.check_overlaps()?;
         Ok(header)
+    }
+
+    /// A few bytes named by many tensors would be copied as often. Holes are fine: tensors are aligned.
+    fn check_overlaps(&self) -> Result<()> {
+        let place = |(name, tensor): (&'_ String, &Tensor)| tensor.range().map(|r| (r.start, r.end, name.clone()));
+        let mut places: Vec<(usize, usize, String)> = self.tensors.iter().filter_map(place).collect();
+        places.sort_unstable();
+        match places.windows(2).find(|pair| pair[1].0 < pair[0].1) {
+            None => Ok(()),
+            Some(pair) => Err(Problem::Overlap { first: pair[0].2.clone(), second: pair[1].2.clone() }),
+        }
     }
 }
 
