@@ -12,6 +12,7 @@ use serde_json::Value as Json;
 use super::failure::{Failure, Kind};
 use super::stop::{Stop, StopReason};
 use super::terminal::{Progress, Terminal};
+use super::unsaved::Models;
 use crate::recipe::{Origin, Resolved};
 use crate::run;
 
@@ -95,6 +96,7 @@ struct Shared {
     run: RwLock<Run>,
     history: Mutex<Vec<Map>>,
     written: Mutex<BTreeSet<PathBuf>>,
+    models: Models,
 }
 
 /// What changes from one run to the next.
@@ -135,6 +137,7 @@ impl Host {
             run,
             history,
             written,
+            models: Models::default(),
         }))
     }
 
@@ -271,11 +274,14 @@ impl Host {
 
     /// Shows how far the work is; call it as often as you like.
     pub fn progress(&self, what: &str, done: u64, total: Option<u64>, detail: &str) {
+        let total_shown = total.map_or_else(String::new, |total| format!(" of {total}"));
+        self.doing(&format!("{what}, {done}{total_shown} done"));
         self.0.terminal.progress(Progress { what, done, total, detail });
     }
 
     /// The work that `progress` told of is over.
     pub fn progress_end(&self) {
+        self.doing("");
         self.0.terminal.progress_end();
     }
 
@@ -304,6 +310,15 @@ impl Host {
 
     pub(crate) fn stop(&self) -> &Stop {
         &self.0.stop
+    }
+
+    /// Says what takes its time, for those who have asked to stop and wait.
+    pub fn doing(&self, what: &str) {
+        self.0.stop.set_doing(what);
+    }
+
+    pub(super) fn models(&self) -> &Models {
+        &self.0.models
     }
 
     pub fn device(&self) -> Device {

@@ -19,6 +19,7 @@ mod stop;
 mod terminal;
 mod text;
 mod translate;
+mod unsaved;
 
 #[cfg(test)]
 mod tests;

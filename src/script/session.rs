@@ -14,6 +14,7 @@ use super::sources::Sources;
 use super::stop::{Stop, StopReason};
 use super::terminal::{Collected, Terminal};
 use super::translate::Translator;
+use super::unsaved;
 use crate::io;
 use crate::recipe::{self, Description, Given, Resolved};
 use crate::run::{Folder, Journal, Record, Status};
@@ -121,6 +122,7 @@ impl Session {
         let value = self.on_thread(|this| {
             let ast = this.compile(name, text, &scope)?;
             let result = this.engine.eval_ast_with_scope::<Dynamic>(&mut scope, &ast);
+            this.host.models().release();
             result.map_err(|error| this.failed(*error, name))
         });
         self.scope = scope;
@@ -149,8 +151,15 @@ impl Session {
             this.host.set_parameters(resolved.clone());
             // From here on nothing is a mistake of the command line: the run gets its folder.
             let kept = this.keep(source, name, text, &resolved)?;
-            let result = this.engine.run_ast(&ast).map_err(|error| this.failed(*error, source));
+            // The recipe's own variables outlive its end, so that what they hold can be kept.
+            let mut scope = Scope::new();
+            let result = this.engine.run_ast_with_scope(&mut scope, &ast).map_err(|error| this.failed(*error, source));
             this.host.progress_end();
+            if result.is_err() {
+                unsaved::keep(&this.host);
+            }
+            drop(scope);
+            this.host.models().release();
             this.close(kept, result)
         })
     }

@@ -1,7 +1,7 @@
 //! The wish to stop, shared by the signal handler, the interpreter and every native that takes long.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Who asked to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,7 @@ impl StopReason {
 pub struct Stop {
     flag: Arc<AtomicBool>,
     reason: Arc<AtomicU8>,
+    doing: Arc<Mutex<String>>,
 }
 
 impl Stop {
@@ -61,6 +62,15 @@ impl Stop {
     pub fn reason(&self) -> Option<StopReason> {
         self.is_set()
             .then(|| StopReason::from_code(self.reason.load(Ordering::SeqCst)).unwrap_or(StopReason::Interrupt))
+    }
+
+    /// What the session is at, in a few words; empty when nobody has said.
+    pub fn doing(&self) -> String {
+        self.doing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_doing(&self, what: &str) {
+        what.clone_into(&mut self.doing.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// The bare flag, for rooms below that know nothing of sessions (`engine::Cancel::from_flag`).

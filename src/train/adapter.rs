@@ -31,6 +31,7 @@ impl Model {
         let length = self.config().max_position_embeddings;
         let tokenizer = self.tokenizer_json().map(|json| export::tokenizer_files(json, self.tokenizer(), length));
         export::write(dir, &adapter, tokenizer.as_ref().map_or(&[], |files| files.as_slice()))?;
+        self.adapter_saved();
         Ok(SavedAdapter { dir: dir.to_owned(), tensors: adapter.tensors.len() })
     }
 

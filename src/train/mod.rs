@@ -20,7 +20,7 @@ pub use error::{Error, Result, Rows};
 pub use evaluate::Evaluation;
 pub use glue::{Tensor, backward};
 pub use load::{Device, LoadSettings};
-pub use model::{Model, Parameters};
+pub use model::{Model, Parameters, WeakModel};
 pub use optimizer::{Algorithm, Optimizer};
 pub use pace::{Beat, Pace};
 pub use rate::learning_rate;

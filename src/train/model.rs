@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::data::MicroBatch;
 use crate::engine::{AdapterTensor, Batch, LoraConfig, Matrix, Mode};
@@ -22,6 +22,10 @@ const VALUE_BYTES: usize = 4;
 #[derive(Clone)]
 pub struct Model(Arc<Shared>);
 
+/// A model that somebody else keeps alive.
+#[derive(Clone)]
+pub struct WeakModel(Weak<Shared>);
+
 struct Shared {
     runner: Mutex<Box<dyn Runner>>,
     config: ModelConfig,
@@ -35,6 +39,10 @@ struct Shared {
     rows: Mutex<Vec<String>>,
     /// Optimizer steps taken.
     steps: AtomicU64,
+    /// Those of them since the adapter was put on.
+    adapter_steps: AtomicU64,
+    /// Those of them since the adapter was put on or saved.
+    unsaved_steps: AtomicU64,
     /// Rises whenever an adapter is put on or taken off.
     adapter: AtomicU64,
 }
@@ -71,6 +79,8 @@ impl Model {
             anchor: glue::anchor()?,
             rows: Mutex::default(),
             steps: AtomicU64::new(0),
+            adapter_steps: AtomicU64::new(0),
+            unsaved_steps: AtomicU64::new(0),
             adapter: AtomicU64::new(0),
         })))
     }
@@ -160,8 +170,24 @@ impl Model {
         self.runner().trainable_parameters()
     }
 
+    /// Optimizer steps that the adapter has had.
+    pub fn adapter_steps(&self) -> u64 {
+        self.0.adapter_steps.load(Ordering::Relaxed)
+    }
+
+    /// Optimizer steps that the adapter has had and that no folder holds.
+    pub fn unsaved_steps(&self) -> u64 {
+        self.0.unsaved_steps.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn adapter_saved(&self) {
+        self.0.unsaved_steps.store(0, Ordering::Relaxed);
+    }
+
     fn adapter_changed(&self) {
         self.0.adapter.fetch_add(1, Ordering::Relaxed);
+        self.0.adapter_steps.store(0, Ordering::Relaxed);
+        self.adapter_saved();
         self.rows().clear();
     }
 
@@ -244,7 +270,9 @@ impl Model {
     }
 
     pub(super) fn count_step(&self) {
-        self.0.steps.fetch_add(1, Ordering::Relaxed);
+        for count in [&self.0.steps, &self.0.adapter_steps, &self.0.unsaved_steps] {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn not_finite(&self, what: &'static str, value: f64, rows: Rows) -> Error {
@@ -266,6 +294,18 @@ impl Model {
     /// Whether both are the same model.
     pub fn same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// The same model, not kept alive.
+    pub fn downgrade(&self) -> WeakModel {
+        WeakModel(Arc::downgrade(&self.0))
+    }
+}
+
+impl WeakModel {
+    /// The model, if it is still there.
+    pub fn upgrade(&self) -> Option<Model> {
+        self.0.upgrade().map(Model)
     }
 }
 

@@ -68,9 +68,17 @@ fn host(context: &NativeCallContext<'_>) -> Answer<Host> {
 /// The failure that an error of `train` is, at the native's place; a wish to stop ends the script.
 fn train_failure(context: &NativeCallContext<'_>, error: &crate::train::Error) -> Box<EvalAltResult> {
     if error.is_cancelled() {
-        return Failure::cancelled(context);
+        return cancelled(context);
     }
     failure(context, error)
+}
+
+/// Ends the script, as somebody asked; the models it has stay until the run has kept what it must.
+fn cancelled(context: &NativeCallContext<'_>) -> Box<EvalAltResult> {
+    if let Ok(host) = host(context) {
+        host.models().hold();
+    }
+    Failure::cancelled(context)
 }
 
 /// The failure that any other error is.

@@ -91,7 +91,11 @@ mod constructors {
         if folder.join(id).exists() {
             host.read_path(id).map_err(|error| error.at(&context))?;
         }
-        let model = Model::from_pretrained(id, &folder, &settings).map_err(|error| train_failure(&context, &error))?;
+        host.doing(&format!("loading `{id}`"));
+        let loaded = Model::from_pretrained(id, &folder, &settings);
+        host.doing("");
+        let model = loaded.map_err(|error| train_failure(&context, &error))?;
+        host.models().add(&model);
         if id == "auto" {
             host.note(&chosen(&model));
         }
