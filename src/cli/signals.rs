@@ -46,7 +46,7 @@ impl Asked {
         let (talker, said) = channel::<String>();
         std::thread::Builder::new().name("talker".to_string()).spawn(move || {
             for text in said {
-                output::error(&text);
+                output::urgent(&text);
             }
         })?;
         Ok(Self { stop: stop.clone(), count: 0, talker })

@@ -288,6 +288,11 @@ impl Host {
     /// Adds a row to `metrics.jsonl`, in Hugging Face's names (`step` counts from 1), and to the history.
     pub fn log_metrics(&self, row: &Map) -> Result<(), Error> {
         let mut json = serde_json::Map::new();
+    /// Columns that a page of results has where it is shown.
+    pub fn width(&self) -> usize {
+        self.0.terminal.width()
+    }
+
         for (name, value) in row {
             json.insert(name.to_string(), metric(name, value)?);
         }
