@@ -29,8 +29,8 @@ impl Model {
         let config = self.lora().ok_or(crate::engine::Error::NoAdapter)?;
         let adapter = Adapter { config, base: Some(self.origin().to_owned()), tensors: self.adapter_tensors()? };
         let length = self.config().max_position_embeddings;
-        let tokenizer = self.tokenizer_json().map(|json| export::tokenizer_files(json, self.tokenizer(), length));
-        export::write(dir, &adapter, tokenizer.as_ref().map_or(&[], |files| files.as_slice()))?;
+        let tokenizer = export::tokenizer_files(self.tokenizer_json(), self.tokenizer(), length);
+        export::write(dir, &adapter, &tokenizer)?;
         self.adapter_saved();
         Ok(SavedAdapter { dir: dir.to_owned(), tensors: adapter.tensors.len() })
     }

@@ -70,10 +70,10 @@ impl Model {
     pub fn from_checkpoint(checkpoint: &Checkpoint, settings: &LoadSettings) -> Result<Self> {
         let source = checkpoint.tokenizer()?;
         let tokenizer_json = match &source {
-            TokenizerSource::Json(bytes) => Some(bytes.clone()),
-            TokenizerSource::Gguf(_) => None,
+            TokenizerSource::Json(bytes) => bytes.clone(),
+            TokenizerSource::Gguf(gguf) => Tokenizer::json_of(gguf)?,
         };
-        let tokenizer = Tokenizer::from_source(source, checkpoint.config())?;
+        let tokenizer = Tokenizer::from_source(source, checkpoint.config(), checkpoint.origin())?;
         let options = LoadOptions { load_in_4bit: settings.load_in_4bit };
         let mut runner: Box<dyn Runner> = match settings.device {
             Device::Cpu { threads } => Box::new(Engine::load(Cpu::new(threads), checkpoint, &options)?),

@@ -30,7 +30,7 @@ struct Shared {
     runner: Mutex<Box<dyn Runner>>,
     config: ModelConfig,
     tokenizer: Tokenizer,
-    tokenizer_json: Option<Vec<u8>>,
+    tokenizer_json: Vec<u8>,
     origin: String,
     /// Tokens a text may have.
     limit: usize,
@@ -59,8 +59,8 @@ pub struct Parameters {
 pub(super) struct Parts {
     pub runner: Box<dyn Runner>,
     pub tokenizer: Tokenizer,
-    /// The base's `tokenizer.json`; a GGUF file has none.
-    pub tokenizer_json: Option<Vec<u8>>,
+    /// The base's `tokenizer.json`, or the one that stands for a GGUF file's tokenizer.
+    pub tokenizer_json: Vec<u8>,
     pub origin: String,
     pub max_seq_length: Option<usize>,
 }
@@ -93,8 +93,8 @@ impl Model {
         &self.0.tokenizer
     }
 
-    pub(super) fn tokenizer_json(&self) -> Option<&[u8]> {
-        self.0.tokenizer_json.as_deref()
+    pub(super) fn tokenizer_json(&self) -> &[u8] {
+        &self.0.tokenizer_json
     }
 
     /// The folder, file, hub id or built-in name the base came from.
