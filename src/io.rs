@@ -1,6 +1,7 @@
 //! Files: the only user of `std::fs`. Every error names the path and says what to do.
 
 pub mod folder;
+mod memory;
 mod swap;
 
 use std::fs::{self, File, OpenOptions};
@@ -8,6 +9,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
+pub use memory::available_memory;
 pub use swap::{replace_folder, write_folder};
 
 /// What can go wrong with a path.

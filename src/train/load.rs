@@ -9,9 +9,10 @@ use rust_embed::RustEmbed;
 
 use crate::engine::{Cancel, Engine, LoadOptions};
 use crate::hub::{self, Source};
+use crate::io;
 use crate::kernels::{Cpu, Reference};
 use crate::tokenizer::Tokenizer;
-use crate::weights::{Checkpoint, TokenizerSource};
+use crate::weights::{Checkpoint, ModelConfig, TokenizerSource};
 
 use super::model::Parts;
 use super::runner::Runner;
@@ -34,6 +35,9 @@ pub struct LoadSettings {
     /// Longest text in tokens; the model's own limit where it is smaller.
     pub max_seq_length: Option<usize>,
     pub device: Device,
+    /// Bytes the processor may take to keep weights unpacked, ready for the product; half of the free memory when not
+    /// given. Results are the same bits either way.
+    pub unpacked_bytes: Option<u64>,
     /// Set to stop whatever the model is doing, within one layer.
     pub cancel: Arc<AtomicBool>,
 }
@@ -41,7 +45,7 @@ pub struct LoadSettings {
 impl Default for LoadSettings {
     fn default() -> Self {
         let device = Device::Cpu { threads: None };
-        Self { load_in_4bit: false, max_seq_length: None, device, cancel: Arc::default() }
+        Self { load_in_4bit: false, max_seq_length: None, device, unpacked_bytes: None, cancel: Arc::default() }
     }
 }
 
@@ -75,13 +79,52 @@ impl Model {
         };
         let tokenizer = Tokenizer::from_source(source, checkpoint.config(), checkpoint.origin())?;
         let options = LoadOptions { load_in_4bit: settings.load_in_4bit };
+        let unpacked = Unpacked::new(checkpoint.config(), settings);
         let mut runner: Box<dyn Runner> = match settings.device {
-            Device::Cpu { threads } => Box::new(Engine::load(Cpu::new(threads), checkpoint, &options)?),
+            Device::Cpu { threads } => {
+                let cpu = Cpu::new(threads).with_dense_limit(usize::try_from(unpacked.limit).unwrap_or(usize::MAX));
+                Box::new(Engine::load(cpu, checkpoint, &options)?)
+            }
             Device::Reference => Box::new(Engine::load(Reference::new(), checkpoint, &options)?),
         };
         runner.set_cancel(Cancel::from_flag(settings.cancel.clone()));
         let origin = checkpoint.origin().to_owned();
-        Self::new(Parts { runner, tokenizer, tokenizer_json, origin, max_seq_length: settings.max_seq_length })
+        let max_seq_length = settings.max_seq_length;
+        Self::new(Parts { runner, tokenizer, tokenizer_json, origin, max_seq_length, unpacked })
+    }
+}
+
+/// What the processor keeps of the weights in the form its product reads, and what it would keep if it could.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unpacked {
+    /// Bytes for all linear layers and the head, once for each direction of a training pass.
+    pub wanted: u64,
+    /// Bytes it may take.
+    pub limit: u64,
+}
+
+/// The limit where the system does not say how much memory is free.
+const UNKNOWN_MEMORY: u64 = 2 << 30;
+
+impl Unpacked {
+    fn new(config: &ModelConfig, settings: &LoadSettings) -> Self {
+        if settings.device == Device::Reference {
+            return Self { wanted: 0, limit: 0 };
+        }
+        let of =
+            |name: String| config.shape(&name).unwrap_or_default().iter().map(|size| *size as u64).product::<u64>();
+        let linears = config.tensor_names().filter(|name| name.ends_with("_proj.weight")).map(of).sum::<u64>();
+        let head = of("lm_head.weight".to_owned());
+        let free_half = || io::available_memory().map_or(UNKNOWN_MEMORY, |free| free / 2);
+        Self {
+            wanted: (linears + head) * 2 * size_of::<f32>() as u64,
+            limit: settings.unpacked_bytes.unwrap_or_else(free_half),
+        }
+    }
+
+    /// Whether steps unpack weights anew because memory is short.
+    pub fn is_short(&self) -> bool {
+        self.wanted > self.limit
     }
 }
 

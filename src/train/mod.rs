@@ -19,7 +19,7 @@ pub use adapter::{LoadedAdapter, SavedAdapter};
 pub use error::{Error, Result, Rows};
 pub use evaluate::Evaluation;
 pub use glue::{Tensor, backward};
-pub use load::{Device, LoadSettings};
+pub use load::{Device, LoadSettings, Unpacked};
 pub use model::{Model, Parameters, WeakModel};
 pub use optimizer::{Algorithm, Optimizer};
 pub use pace::{Beat, Pace};

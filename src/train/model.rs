@@ -11,7 +11,7 @@ use crate::weights::ModelConfig;
 
 use super::glue::{self, Tensor};
 use super::runner::Runner;
-use super::{Error, Result, Rows, learning_rate};
+use super::{Error, Result, Rows, Unpacked, learning_rate};
 
 /// Memory a device may keep for a backward when a step's micro-batches are merged.
 const KEPT_BYTES: usize = 512 << 20;
@@ -34,6 +34,7 @@ struct Shared {
     origin: String,
     /// Tokens a text may have.
     limit: usize,
+    unpacked: Unpacked,
     anchor: Tensor,
     /// Rows whose gradients lie in the buffer or are about to.
     rows: Mutex<Vec<String>>,
@@ -63,6 +64,7 @@ pub(super) struct Parts {
     pub tokenizer_json: Vec<u8>,
     pub origin: String,
     pub max_seq_length: Option<usize>,
+    pub unpacked: Unpacked,
 }
 
 impl Model {
@@ -71,6 +73,7 @@ impl Model {
         let positions = config.max_position_embeddings;
         Ok(Self(Arc::new(Shared {
             limit: parts.max_seq_length.map_or(positions, |length| length.min(positions)),
+            unpacked: parts.unpacked,
             runner: Mutex::new(parts.runner),
             config,
             tokenizer: parts.tokenizer,
@@ -110,6 +113,11 @@ impl Model {
     /// Bytes of the frozen base on the device.
     pub fn weight_bytes(&self) -> usize {
         self.runner().weight_bytes()
+    }
+
+    /// What the device keeps of the weights in the form its product reads.
+    pub fn unpacked(&self) -> Unpacked {
+        self.0.unpacked
     }
 
     /// Tokens a text may have: the model's own limit, or the smaller one it was loaded with.

@@ -9,7 +9,7 @@ use crate::options;
 use crate::script::Device as Choice;
 use crate::script::options::OneOrMany;
 use crate::tokenizer::Tokenizer;
-use crate::train::{Device, LoadSettings, LoraConfig, MODULES, Model};
+use crate::train::{Device, LoadSettings, LoraConfig, MODULES, Model, Unpacked};
 
 use super::batches::{Batches, MicroBatch};
 use super::tensor::Tensor;
@@ -84,6 +84,7 @@ mod constructors {
             device: match host.device() {
                 Choice::Auto | Choice::Cpu => Device::Cpu { threads: host.threads() },
             },
+            unpacked_bytes: None,
             cancel: host.cancel(),
         };
         let folder = host.read_path(".").map_err(|error| error.at(&context))?;
@@ -96,6 +97,9 @@ mod constructors {
         host.doing("");
         let model = loaded.map_err(|error| train_failure(&context, &error))?;
         host.models().add(&model);
+        if model.unpacked().is_short() {
+            host.note(&short_of_memory(id, &model));
+        }
         if id == "auto" {
             host.note(&chosen(&model));
         }
@@ -123,6 +127,18 @@ fn chosen(model: &Model) -> String {
         "`auto` took {} ({millions:.1} M parameters, part of this program) because no GPU is used yet; \
          `--set base_model=FOLDER` or a .gguf file takes another",
         model.origin()
+    )
+}
+
+/// Why steps are slower than they could be, and what it would take.
+fn short_of_memory(id: &str, model: &Model) -> String {
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let Unpacked { wanted, limit } = model.unpacked();
+    format!(
+        "`{id}` would take {:.1} GiB to keep its weights ready for the product, half of the free memory is {:.1} GiB: \
+         the rest is unpacked anew at every step, which is slower and gives the same numbers",
+        gib(wanted),
+        gib(limit)
     )
 }
 
