@@ -1,6 +1,6 @@
 //! Writing to the process's own streams, which somebody may have closed, beside the line that shows progress.
 
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::script::{Failure, Kind, StopReason};
@@ -77,7 +77,12 @@ pub(super) fn urgent(text: &str) {
 pub(super) fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.map_err(|_| Failure::new(Kind::Stopped(StopReason::OutputClosed), "nobody reads the output").into())
+    written.map_err(|error| match error.kind() {
+        ErrorKind::BrokenPipe => {
+            Failure::new(Kind::Stopped(StopReason::OutputClosed), "nobody reads the output").into()
+        }
+        _ => Failure::new(Kind::Recipe, format!("cannot write to standard output: {error}")).into(),
+    })
 }
 
 /// Writes a line to standard error; if nobody reads that, there is nobody to tell.
@@ -89,7 +94,8 @@ pub(super) fn error(text: &str) {
 pub(super) fn clap(told: &clap::Error) -> u8 {
     let code = u8::try_from(told.exit_code()).unwrap_or(2);
     match told.print() {
-        Err(_) if code == 0 => StopReason::OutputClosed.exit_code(),
+        Err(error) if code == 0 && error.kind() == ErrorKind::BrokenPipe => StopReason::OutputClosed.exit_code(),
+        Err(_) if code == 0 => StopReason::OutputFailed.exit_code(),
         _ => code,
     }
 }

@@ -97,6 +97,8 @@ struct Shared {
     history: Mutex<Vec<Map>>,
     written: Mutex<BTreeSet<PathBuf>>,
     models: Models,
+    /// The log could not be written, and that has been said.
+    log_is_lost: AtomicBool,
 }
 
 /// What changes from one run to the next.
@@ -138,6 +140,7 @@ impl Host {
             history,
             written,
             models: Models::default(),
+            log_is_lost: AtomicBool::new(false),
         }))
     }
 
@@ -243,8 +246,13 @@ impl Host {
     /// Prints `text` as a result of the recipe, and writes it to the log.
     pub fn print(&self, text: &str) {
         self.log("print", text);
-        if self.0.terminal.print(text).is_err() {
-            self.0.stop.set(StopReason::OutputClosed);
+        match self.0.terminal.print(text) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => self.0.stop.set(StopReason::OutputClosed),
+            Err(error) => {
+                self.note(&format!("error: cannot write to standard output: {error}"));
+                self.0.stop.set(StopReason::OutputFailed);
+            }
         }
     }
 
@@ -258,6 +266,7 @@ impl Host {
     pub fn log(&self, kind: &str, text: &str) {
         if let Some(journal) = self.run().journal
             && let Err(error) = journal.event(kind, text)
+            && !self.0.log_is_lost.swap(true, Ordering::Relaxed)
         {
             self.0.terminal.note(&format!("warning: {error}"));
         }
@@ -279,6 +288,11 @@ impl Host {
         self.0.terminal.progress(Progress { what, done, total, detail });
     }
 
+    /// Columns that a page of results has where it is shown.
+    pub fn width(&self) -> usize {
+        self.0.terminal.width()
+    }
+
     /// The work that `progress` told of is over.
     pub fn progress_end(&self) {
         self.doing("");
@@ -288,11 +302,6 @@ impl Host {
     /// Adds a row to `metrics.jsonl`, in Hugging Face's names (`step` counts from 1), and to the history.
     pub fn log_metrics(&self, row: &Map) -> Result<(), Error> {
         let mut json = serde_json::Map::new();
-    /// Columns that a page of results has where it is shown.
-    pub fn width(&self) -> usize {
-        self.0.terminal.width()
-    }
-
         for (name, value) in row {
             json.insert(name.to_string(), metric(name, value)?);
         }

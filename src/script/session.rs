@@ -262,7 +262,9 @@ impl Session {
             Ok(()) => (Status::Ok, 0),
             Err(failure) => match failure.kind {
                 Kind::Stopped(StopReason::Terminate) => (Status::Terminated, failure.exit_code()),
-                Kind::Stopped(_) => (Status::Interrupted, failure.exit_code()),
+                Kind::Stopped(StopReason::Interrupt | StopReason::OutputClosed) => {
+                    (Status::Interrupted, failure.exit_code())
+                }
                 _ => (Status::Failed, failure.exit_code()),
             },
         };

@@ -12,12 +12,15 @@ pub enum StopReason {
     Terminate,
     /// Nobody reads standard output any more (`| head -1`).
     OutputClosed,
+    /// Standard output cannot be written: its disk is full.
+    OutputFailed,
 }
 
 impl StopReason {
-    /// 128 plus the number of the signal that says the same, as shells count.
+    /// 128 plus the number of the signal that says the same, as shells count; a failed output is a failure.
     pub fn exit_code(self) -> u8 {
         match self {
+            Self::OutputFailed => 1,
             Self::Interrupt => 130,
             Self::OutputClosed => 141,
             Self::Terminate => 143,
@@ -26,6 +29,7 @@ impl StopReason {
 
     fn from_code(code: u8) -> Option<Self> {
         match code {
+            1 => Some(Self::OutputFailed),
             130 => Some(Self::Interrupt),
             141 => Some(Self::OutputClosed),
             143 => Some(Self::Terminate),

@@ -6,6 +6,7 @@ mod cli;
 mod dataset;
 mod docs;
 mod generate;
+mod inputs;
 mod interrupted;
 mod layers;
 mod parity;
