@@ -1,11 +1,16 @@
 //! Files: the only user of `std::fs`. Every error names the path and says what to do.
 
 pub mod folder;
+mod memory;
+mod swap;
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+
+pub use memory::available_memory;
+pub use swap::{replace_folder, write_folder};
 
 /// What can go wrong with a path.
 #[derive(Debug, thiserror::Error)]
@@ -161,30 +166,6 @@ pub fn write_atomic_with(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::
     }
     file.as_file().sync_all().map_err(failed)?;
     file.persist(&target).map_err(|error| failed(error.error))?;
-    sync_folder(folder);
-    Ok(())
-}
-
-/// Makes the folder `path` with these files, all or none of it; in a folder that is there already every file is
-/// replaced by itself, in the given order, and other files stay.
-pub fn write_folder(path: &Path, files: &[(&str, &[u8])]) -> Result<()> {
-    if exists(path) {
-        create_folder(path)?;
-        return files.iter().try_for_each(|(name, bytes)| write_atomic(&path.join(name), bytes));
-    }
-    let folder = parent(path);
-    create_folder(folder)?;
-    let failed = |error| classify(path, "write", error);
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".unslothify-");
-    #[cfg(unix)]
-    builder.permissions(<fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o777)); // umask applies
-    let temporary = builder.tempdir_in(folder).map_err(failed)?;
-    for (name, bytes) in files {
-        write_atomic(&temporary.path().join(name), bytes)?;
-    }
-    fs::rename(temporary.path(), path).map_err(failed)?;
-    let _ = temporary.keep(); // renamed: nothing left to remove
     sync_folder(folder);
     Ok(())
 }

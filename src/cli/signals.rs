@@ -1,5 +1,7 @@
 //! Ctrl-C and SIGTERM: the first asks the run to end, the third ends the process.
 
+use std::sync::mpsc::{Sender, channel};
+
 use crate::script::{Stop, StopReason};
 
 use super::output;
@@ -14,13 +16,11 @@ pub(super) fn watch(stop: &Stop) -> anyhow::Result<()> {
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
     signals.thread_block()?;
-    let stop = stop.clone();
+    let mut asked = Asked::new(stop)?;
     std::thread::Builder::new().name("signals".to_string()).spawn(move || {
-        let mut count = 0;
         while let Ok(signal) = signals.wait() {
-            count += 1;
-            let reason = if signal == Signal::SIGTERM { StopReason::Terminate } else { StopReason::Interrupt };
-            asked(&stop, reason, count);
+            let terminates = signal == Signal::SIGTERM;
+            asked.again(if terminates { StopReason::Terminate } else { StopReason::Interrupt });
         }
     })?;
     Ok(())
@@ -29,21 +29,47 @@ pub(super) fn watch(stop: &Stop) -> anyhow::Result<()> {
 /// Sets `stop` when the user asks to end.
 #[cfg(not(unix))]
 pub(super) fn watch(stop: &Stop) -> anyhow::Result<()> {
-    let stop = stop.clone();
-    let mut count = 0;
-    ctrlc::set_handler(move || {
-        count += 1;
-        asked(&stop, StopReason::Interrupt, count);
-    })?;
+    let mut asked = Asked::new(stop)?;
+    ctrlc::set_handler(move || asked.again(StopReason::Interrupt))?;
     Ok(())
 }
 
-fn asked(stop: &Stop, reason: StopReason, count: u32) {
-    stop.set(reason);
-    match count {
-        1 => output::error("stopping; what is saved stays (twice more to end at once)"),
-        2 => output::error("still stopping (once more to end at once)"),
-        _ => at_once(reason),
+/// Counts what was asked, and never waits: a thread of its own does the talking, which a full pipe may hold up.
+struct Asked {
+    stop: Stop,
+    count: u32,
+    talker: Sender<String>,
+}
+
+impl Asked {
+    fn new(stop: &Stop) -> anyhow::Result<Self> {
+        let (talker, said) = channel::<String>();
+        std::thread::Builder::new().name("talker".to_string()).spawn(move || {
+            for text in said {
+                output::urgent(&text);
+            }
+        })?;
+        Ok(Self { stop: stop.clone(), count: 0, talker })
+    }
+
+    fn again(&mut self, reason: StopReason) {
+        self.stop.set(reason);
+        self.count += 1;
+        let text = match self.count {
+            1 => "stopping; the run folder keeps what is done (twice more to end at once)".to_string(),
+            2 => format!("still stopping: {} (once more to end at once)", waits_for(&self.stop)),
+            _ => at_once(reason),
+        };
+        // A talker that is gone has nobody to talk to.
+        let _ = self.talker.send(text);
+    }
+}
+
+/// What keeps the run from ending, as far as it has said so.
+fn waits_for(stop: &Stop) -> String {
+    match stop.doing() {
+        what if what.is_empty() => "what is being computed or written comes to its end".to_string(),
+        what => what,
     }
 }
 

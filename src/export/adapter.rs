@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::engine::{AdapterTensor, LoraConfig};
+use crate::io;
 use crate::weights::adapter::{self, AdapterConfig, AdapterTensor as StoredTensor};
 
 use super::{Error, Result};
@@ -17,10 +18,21 @@ pub struct Adapter {
     pub tensors: Vec<AdapterTensor>,
 }
 
-/// Writes a PEFT adapter folder, reads it back, and fails unless every value is the same, bit for bit.
+/// Files an adapter folder may have; those of an earlier adapter never stay beside a later one.
+const OWN: [&str; 5] = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "tokenizer.json",
+    "tokenizer_config.json",
+];
+
+/// Writes a PEFT adapter folder with the files `beside`, reads it back, and fails unless every value is the same, bit
+/// for bit.
 ///
-/// The folder appears whole or not at all. Keys are PEFT's: `base_model.model.model.layers.{i}…lora_A.weight`.
-pub fn write(dir: &Path, given: &Adapter) -> Result<()> {
+/// At every moment the folder is the old one or the new one, whole. Keys are PEFT's:
+/// `base_model.model.model.layers.{i}…lora_A.weight`.
+pub fn write(dir: &Path, given: &Adapter, beside: &[(&str, Vec<u8>)]) -> Result<()> {
     if let Some(broken) = given.tensors.iter().find(|tensor| tensor.values.iter().any(|v| !v.is_finite())) {
         return Err(Error::NotFinite { dir: dir.into(), tensor: broken.name() });
     }
@@ -29,13 +41,21 @@ pub fn write(dir: &Path, given: &Adapter) -> Result<()> {
         .iter()
         .map(|tensor| StoredTensor { name: tensor.name(), shape: tensor.shape, values: tensor.values.clone() })
         .collect();
-    adapter::write(dir, &to_file(given), &tensors)?;
-    let (_, stored) = adapter::read(dir)?;
-    let stored: BTreeMap<&str, &StoredTensor> = stored.iter().map(|t| (t.name.as_str(), t)).collect();
-    let same = |a: &StoredTensor, b: &StoredTensor| {
+    let own = adapter::files(dir, &to_file(given), &tensors)?;
+    let files: Vec<(&str, &[u8])> = own.iter().chain(beside).map(|(name, bytes)| (*name, bytes.as_slice())).collect();
+    io::replace_folder(dir, &files, &OWN, |fresh| {
+        let (_, stored) = adapter::read(fresh)?;
+        same(dir, &tensors, &stored)
+    })
+}
+
+/// Fails unless what was read is what was written.
+fn same(dir: &Path, written: &[StoredTensor], read: &[StoredTensor]) -> Result<()> {
+    let read: BTreeMap<&str, &StoredTensor> = read.iter().map(|t| (t.name.as_str(), t)).collect();
+    let is_same = |a: &StoredTensor, b: &StoredTensor| {
         a.shape == b.shape && a.values.iter().zip(&b.values).all(|(x, y)| x.to_bits() == y.to_bits())
     };
-    match tensors.iter().find(|tensor| !stored.get(tensor.name.as_str()).is_some_and(|read| same(tensor, read))) {
+    match written.iter().find(|tensor| !read.get(tensor.name.as_str()).is_some_and(|read| is_same(tensor, read))) {
         Some(tensor) => Err(Error::ReadsBackDifferently { dir: dir.into(), tensor: tensor.name.clone() }),
         None => Ok(()),
     }

@@ -6,4 +6,4 @@ mod tokenizer;
 
 pub use adapter::{Adapter, Stored, read, write};
 pub use error::{Error, Result};
-pub use tokenizer::write_tokenizer;
+pub use tokenizer::tokenizer_files;

@@ -1,16 +1,11 @@
 //! The tokenizer beside an adapter, so that the folder can be used by itself.
 
-use std::path::Path;
-
 use serde_json::json;
 
-use crate::io;
 use crate::tokenizer::{Special, Tokenizer};
 
-use super::Result;
-
-/// Writes the base's own `tokenizer.json` and a `tokenizer_config.json` with the roles its tokens have.
-pub fn write_tokenizer(dir: &Path, json: &[u8], tokenizer: &Tokenizer, model_max_length: usize) -> Result<()> {
+/// The base's own `tokenizer.json` and a `tokenizer_config.json` with the roles its tokens have.
+pub fn tokenizer_files(json: &[u8], tokenizer: &Tokenizer, model_max_length: usize) -> [(&'static str, Vec<u8>); 2] {
     let text = |special: Option<&Special>| special.map(|special| special.text.clone());
     let config = json!({
         "bos_token": text(tokenizer.bos()),
@@ -20,7 +15,5 @@ pub fn write_tokenizer(dir: &Path, json: &[u8], tokenizer: &Tokenizer, model_max
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": tokenizer.unknown_id().and_then(|id| tokenizer.token(id)),
     });
-    let config = format!("{config:#}\n");
-    io::write_folder(dir, &[("tokenizer.json", json), ("tokenizer_config.json", config.as_bytes())])?;
-    Ok(())
+    [("tokenizer.json", json.to_vec()), ("tokenizer_config.json", format!("{config:#}\n").into_bytes())]
 }

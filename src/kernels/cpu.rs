@@ -14,6 +14,7 @@ use super::{
 use crate::quant::StoredMatrix;
 
 /// Bytes of packed weights a `Cpu` makes unless told otherwise: enough for models of a few hundred million parameters.
+/// `train` says otherwise where it knows how much memory is free.
 const DENSE_LIMIT: usize = 2 << 30;
 
 /// The backend that ships for computers without a GPU.

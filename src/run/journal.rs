@@ -50,6 +50,12 @@ fn append(file: &Mutex<(PathBuf, Lines)>, line: &Value) -> Result<()> {
     let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
     let mut text = line.to_string();
     text.push('\n');
-    let written = file.1.write_all(text.as_bytes());
-    written.map_err(|source| Error::Write { path: file.0.clone(), source })
+    let before = file.1.metadata().map(|metadata| metadata.len());
+    file.1.write_all(text.as_bytes()).map_err(|source| {
+        // A full disk takes half a line: whoever reads the file finds whole ones.
+        if let Ok(before) = before {
+            let _ = file.1.set_len(before);
+        }
+        Error::Write { path: file.0.clone(), source }
+    })
 }

@@ -7,6 +7,7 @@
 //!   run.json                                argv, version, device, status, exit code, times
 //!   log.jsonl                               one event a line; what the recipe prints, too
 //!   metrics.jsonl                           one row a step, in Hugging Face's names
+//!   interrupted/                            an adapter that was trained and not saved when the run ended too soon
 //! ```
 
 mod disk;

@@ -33,8 +33,13 @@ pub(super) fn build(host: &Host, extra: &[std::sync::Arc<Register>]) -> Engine {
         .set_max_variables(100_000)
         .set_max_operations(0)
         .disable_symbol("eval");
-    let stop = host.stop().clone();
-    engine.on_progress(move |_| stop.is_set().then_some(Dynamic::UNIT));
+    let own = host.clone();
+    engine.on_progress(move |_| {
+        own.stop().is_set().then(|| {
+            own.models().hold();
+            Dynamic::UNIT
+        })
+    });
     let printer = host.clone();
     engine.on_print(move |text| printer.print(text));
     let printer = host.clone();

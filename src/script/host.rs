@@ -12,6 +12,7 @@ use serde_json::Value as Json;
 use super::failure::{Failure, Kind};
 use super::stop::{Stop, StopReason};
 use super::terminal::{Progress, Terminal};
+use super::unsaved::Models;
 use crate::recipe::{self, Origin, Resolved};
 use crate::{io, run};
 
@@ -100,6 +101,9 @@ struct Shared {
     run: RwLock<Run>,
     history: Mutex<Vec<Map>>,
     written: Mutex<BTreeSet<PathBuf>>,
+    models: Models,
+    /// The log could not be written, and that has been said.
+    log_is_lost: AtomicBool,
 }
 
 /// What changes from one run to the next.
@@ -140,6 +144,8 @@ impl Host {
             run,
             history,
             written,
+            models: Models::default(),
+            log_is_lost: AtomicBool::new(false),
         }))
     }
 
@@ -262,8 +268,13 @@ impl Host {
     /// Prints `text` as a result of the recipe, and writes it to the log.
     pub fn print(&self, text: &str) {
         self.log("print", text);
-        if self.0.terminal.print(text).is_err() {
-            self.0.stop.set(StopReason::OutputClosed);
+        match self.0.terminal.print(text) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => self.0.stop.set(StopReason::OutputClosed),
+            Err(error) => {
+                self.note(&format!("error: cannot write to standard output: {error}"));
+                self.0.stop.set(StopReason::OutputFailed);
+            }
         }
     }
 
@@ -277,6 +288,7 @@ impl Host {
     pub fn log(&self, kind: &str, text: &str) {
         if let Some(journal) = self.run().journal
             && let Err(error) = journal.event(kind, text)
+            && !self.0.log_is_lost.swap(true, Ordering::Relaxed)
         {
             self.0.terminal.note(&format!("warning: {error}"));
         }
@@ -293,11 +305,19 @@ impl Host {
 
     /// Shows how far the work is; call it as often as you like.
     pub fn progress(&self, what: &str, done: u64, total: Option<u64>, detail: &str) {
+        let total_shown = total.map_or_else(String::new, |total| format!(" of {total}"));
+        self.doing(&format!("{what}, {done}{total_shown} done"));
         self.0.terminal.progress(Progress { what, done, total, detail });
+    }
+
+    /// Columns that a page of results has where it is shown.
+    pub fn width(&self) -> usize {
+        self.0.terminal.width()
     }
 
     /// The work that `progress` told of is over.
     pub fn progress_end(&self) {
+        self.doing("");
         self.0.terminal.progress_end();
     }
 
@@ -326,6 +346,15 @@ impl Host {
 
     pub(crate) fn stop(&self) -> &Stop {
         &self.0.stop
+    }
+
+    /// Says what takes its time, for those who have asked to stop and wait.
+    pub fn doing(&self, what: &str) {
+        self.0.stop.set_doing(what);
+    }
+
+    pub(super) fn models(&self) -> &Models {
+        &self.0.models
     }
 
     pub fn device(&self) -> Device {

@@ -19,6 +19,7 @@ mod stop;
 mod terminal;
 mod text;
 mod translate;
+mod unsaved;
 
 #[cfg(test)]
 mod tests;
@@ -28,4 +29,4 @@ pub use failure::{Failure, Frame, Kind, Place};
 pub use host::{Device, Error as HostError, Host};
 pub use session::{Session, SessionOptions};
 pub use stop::{Stop, StopReason};
-pub use terminal::{Collected, Progress, Terminal};
+pub use terminal::{Collected, PAGE, Progress, Terminal};

@@ -14,6 +14,7 @@ use super::sources::Sources;
 use super::stop::{Stop, StopReason};
 use super::terminal::{Collected, Terminal};
 use super::translate::Translator;
+use super::unsaved;
 use crate::io;
 use crate::recipe::{self, Description, Given, Resolved};
 use crate::run::{Folder, Journal, Record, Status};
@@ -121,6 +122,7 @@ impl Session {
         let value = self.on_thread(|this| {
             let ast = this.compile(name, text, &scope)?;
             let result = this.engine.eval_ast_with_scope::<Dynamic>(&mut scope, &ast);
+            this.host.models().release();
             result.map_err(|error| this.failed(*error, name))
         });
         self.scope = scope;
@@ -149,15 +151,22 @@ impl Session {
             this.host.set_parameters(resolved.clone());
             // From here on nothing is a mistake of the command line: the run gets its folder.
             let kept = this.keep(source, name, text, &resolved)?;
-            let result = this.interpret(&ast, source);
+            // The recipe's own variables outlive its end, so that what they hold can be kept.
+            let mut scope = Scope::new();
+            let result = this.interpret(&mut scope, &ast, source);
             this.host.progress_end();
+            if result.is_err() {
+                unsaved::keep(&this.host);
+            }
+            drop(scope);
+            this.host.models().release();
             this.close(kept, result)
         })
     }
 
     /// Runs the script; a panic in it comes back as a failure, so that the run's record is still closed.
-    fn interpret(&self, ast: &AST, source: &str) -> Result<(), Box<Failure>> {
-        match panics::caught(|| self.engine.run_ast(ast)) {
+    fn interpret(&self, scope: &mut Scope<'static>, ast: &AST, source: &str) -> Result<(), Box<Failure>> {
+        match panics::caught(|| self.engine.run_ast_with_scope(scope, ast)) {
             Ok(result) => result.map_err(|error| self.failed(*error, source)),
             Err(what) => Err(Box::new(self.translator().panicked(&what))),
         }
@@ -261,7 +270,9 @@ impl Session {
             Ok(()) => (Status::Ok, 0),
             Err(failure) => match failure.kind {
                 Kind::Stopped(StopReason::Terminate) => (Status::Terminated, failure.exit_code()),
-                Kind::Stopped(_) => (Status::Interrupted, failure.exit_code()),
+                Kind::Stopped(StopReason::Interrupt | StopReason::OutputClosed) => {
+                    (Status::Interrupted, failure.exit_code())
+                }
                 _ => (Status::Failed, failure.exit_code()),
             },
         };

@@ -1,7 +1,7 @@
 //! The wish to stop, shared by the signal handler, the interpreter and every native that takes long.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Who asked to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,12 +12,15 @@ pub enum StopReason {
     Terminate,
     /// Nobody reads standard output any more (`| head -1`).
     OutputClosed,
+    /// Standard output cannot be written: its disk is full.
+    OutputFailed,
 }
 
 impl StopReason {
-    /// 128 plus the number of the signal that says the same, as shells count.
+    /// 128 plus the number of the signal that says the same, as shells count; a failed output is a failure.
     pub fn exit_code(self) -> u8 {
         match self {
+            Self::OutputFailed => 1,
             Self::Interrupt => 130,
             Self::OutputClosed => 141,
             Self::Terminate => 143,
@@ -26,6 +29,7 @@ impl StopReason {
 
     fn from_code(code: u8) -> Option<Self> {
         match code {
+            1 => Some(Self::OutputFailed),
             130 => Some(Self::Interrupt),
             141 => Some(Self::OutputClosed),
             143 => Some(Self::Terminate),
@@ -39,6 +43,7 @@ impl StopReason {
 pub struct Stop {
     flag: Arc<AtomicBool>,
     reason: Arc<AtomicU8>,
+    doing: Arc<Mutex<String>>,
 }
 
 impl Stop {
@@ -61,6 +66,15 @@ impl Stop {
     pub fn reason(&self) -> Option<StopReason> {
         self.is_set()
             .then(|| StopReason::from_code(self.reason.load(Ordering::SeqCst)).unwrap_or(StopReason::Interrupt))
+    }
+
+    /// What the session is at, in a few words; empty when nobody has said.
+    pub fn doing(&self) -> String {
+        self.doing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_doing(&self, what: &str) {
+        what.clone_into(&mut self.doing.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// The bare flag, for rooms below that know nothing of sessions (`engine::Cancel::from_flag`).

@@ -25,7 +25,14 @@ pub trait Terminal: Send + Sync {
     fn progress(&self, progress: Progress<'_>);
     /// The work that `progress` told of is over.
     fn progress_end(&self) {}
+    /// Columns that a page of results has.
+    fn width(&self) -> usize {
+        PAGE
+    }
 }
+
+/// Columns of a page that goes to a file, a pipe or a test.
+pub const PAGE: usize = 100;
 
 /// Keeps what is printed, for those who embed a session.
 #[derive(Debug, Default)]

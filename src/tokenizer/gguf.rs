@@ -112,10 +112,15 @@ fn post_processor(gguf: &GgufTokenizer, default: bool) -> Result<Value> {
         return Ok(Value::Null);
     }
     let bos = gguf.bos.ok_or(Error::GgufMissing { key: "tokenizer.ggml.bos_token_id" })?;
+    // An id that names no token is told by whoever reads this.
+    let name = gguf.tokens.get(bos as usize).map_or("bos", String::as_str);
+    let special = json!({ "SpecialToken": { "id": name, "type_id": 0 } });
+    let text = |id: &str| json!({ "Sequence": { "id": id, "type_id": 0 } });
     Ok(json!({
         "type": "TemplateProcessing",
-        "single": [{ "SpecialToken": { "id": "bos", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
-        "special_tokens": { "bos": { "id": "bos", "ids": [bos], "tokens": ["bos"] } },
+        "single": [special, text("A")],
+        "pair": [special, text("A"), special, text("B")],
+        "special_tokens": { name: { "id": name, "ids": [bos], "tokens": [name] } },
     }))
 }
 

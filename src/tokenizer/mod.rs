@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::io;
-use crate::weights::{ModelConfig, TokenizerSource};
+use crate::weights::{GgufTokenizer, ModelConfig, TokenizerSource};
 
 pub use stream::Stream;
 
@@ -90,17 +90,21 @@ struct Inner {
 }
 
 impl Tokenizer {
-    /// The tokenizer of a checkpoint, with the roles its config gives to tokens.
-    pub fn from_source(source: TokenizerSource, config: &ModelConfig) -> Result<Self> {
+    /// The tokenizer of the checkpoint `origin`, with the roles its config gives to tokens.
+    pub fn from_source(source: TokenizerSource, config: &ModelConfig, origin: &str) -> Result<Self> {
         let mut roles =
             Roles { bos: config.bos_token_id, eos: config.eos_token_ids.clone(), vocab_size: Some(config.vocab_size) };
+        // What training teaches as the end of a text ends a generated one too, whatever `generation_config.json` says.
+        if roles.eos.is_empty()
+            && let TokenizerSource::Gguf(gguf) = &source
+        {
+            roles.eos.extend(gguf.eos);
+        }
+        roles.eos.extend(&config.generation_eos_token_ids);
         match source {
-            TokenizerSource::Json(bytes) => Self::from_json(&bytes, "tokenizer.json", &roles),
+            TokenizerSource::Json(bytes) => Self::from_json(&bytes, &format!("`{origin}/tokenizer.json`"), &roles),
             TokenizerSource::Gguf(gguf) => {
                 roles.bos = gguf.bos.or(roles.bos);
-                if roles.eos.is_empty() {
-                    roles.eos.extend(gguf.eos);
-                }
                 Self::build(gguf::to_json(&gguf)?, "the GGUF file's tokenizer", &roles)
             }
         }
@@ -128,6 +132,15 @@ impl Tokenizer {
             }
         }
         Self::build(root, &origin, &roles)
+    }
+
+    /// A GGUF file's tokenizer as the bytes of a `tokenizer.json`, which gives the same tokens.
+    pub fn json_of(gguf: &GgufTokenizer) -> Result<Vec<u8>> {
+        let json = gguf::to_json(gguf)?;
+        serde_json::to_vec(&json).map_err(|error| Error::Format {
+            origin: "the GGUF file's tokenizer".to_owned(),
+            reason: error.to_string(),
+        })
     }
 
     fn from_json(bytes: &[u8], origin: &str, roles: &Roles) -> Result<Self> {

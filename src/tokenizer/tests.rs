@@ -328,6 +328,26 @@ fn a_gguf_tokenizer_gives_the_ids_of_its_tokenizer_json() {
 }
 
 #[test]
+fn a_gguf_tokenizer_written_as_json_gives_the_same_ids_to_hugging_faces_own_reader() {
+    for (name, file, model) in [("spaces", SPACES, "llama"), ("byte_level", BYTE_LEVEL, "gpt2")] {
+        let gguf = GgufTokenizer { add_bos: Some(true), ..gguf_of(file, model) };
+        let ours = from_gguf(&gguf).unwrap();
+        let bytes = Tokenizer::json_of(&gguf).unwrap();
+        let theirs = tokenizers::Tokenizer::from_bytes(&bytes).unwrap();
+        // There, unlike here, text can spell a special token.
+        let plain: Vec<String> = golden(name).into_iter().map(|(text, _, _)| text).collect();
+        let plain: Vec<String> = plain.into_iter().filter(|text| !text.contains(['<', '['])).collect();
+        assert!(plain.len() > 10);
+        for text in plain {
+            let encoding = theirs.encode(text.as_str(), true).unwrap();
+            assert_eq!(encoding.get_ids(), ours.encode(&text).unwrap(), "{name}: {text:?}");
+        }
+        let again = Tokenizer::from_json(&bytes, "written", &roles(gguf.eos.unwrap_or(0))).unwrap();
+        assert_eq!((again.prefix(), again.bos()), (ours.prefix(), ours.bos()));
+    }
+}
+
+#[test]
 fn scores_become_merges_with_the_best_token_first() {
     let mut gguf = gguf_of(SPACES, "llama");
     let bytes: Vec<String> = gguf.tokens[..261].to_vec();

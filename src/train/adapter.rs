@@ -24,14 +24,15 @@ pub struct LoadedAdapter {
 }
 
 impl Model {
-    /// Writes the adapter and the tokenizer as a PEFT folder and reads it back; it appears whole or not at all.
+    /// Writes the adapter and the tokenizer as a PEFT folder and reads it back; at every moment
+    /// the folder is the old one or the new one, whole.
     pub fn save_adapter(&self, dir: &Path) -> Result<SavedAdapter> {
         let config = self.lora().ok_or(crate::engine::Error::NoAdapter)?;
         let adapter = Adapter { config, base: Some(self.origin().to_owned()), tensors: self.adapter_tensors()? };
-        export::write(dir, &adapter)?;
-        if let Some(json) = self.tokenizer_json() {
-            export::write_tokenizer(dir, json, self.tokenizer(), self.config().max_position_embeddings)?;
-        }
+        let length = self.config().max_position_embeddings;
+        let tokenizer = export::tokenizer_files(self.tokenizer_json(), self.tokenizer(), length);
+        export::write(dir, &adapter, &tokenizer)?;
+        self.adapter_saved();
         Ok(SavedAdapter { dir: dir.to_owned(), tensors: adapter.tensors.len() })
     }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::engine::{Cancel, Engine, LoadOptions};
-use crate::hub;
 use crate::kernels::{Cpu, Reference};
 use crate::tokenizer::Tokenizer;
-use crate::weights::{Checkpoint, TokenizerSource};
+use crate::weights::{Checkpoint, ModelConfig, TokenizerSource};
+use crate::{hub, io};
 
 use super::model::Parts;
 use super::runner::Runner;
@@ -31,6 +31,9 @@ pub struct LoadSettings {
     /// Longest text in tokens; the model's own limit where it is smaller.
     pub max_seq_length: Option<usize>,
     pub device: Device,
+    /// Bytes the processor may take to keep weights unpacked, ready for the product; half of the free memory when not
+    /// given. Results are the same bits either way.
+    pub unpacked_bytes: Option<u64>,
     /// Set to stop whatever the model is doing, within one layer.
     pub cancel: Arc<AtomicBool>,
 }
@@ -38,7 +41,7 @@ pub struct LoadSettings {
 impl Default for LoadSettings {
     fn default() -> Self {
         let device = Device::Cpu { threads: None };
-        Self { load_in_4bit: false, max_seq_length: None, device, cancel: Arc::default() }
+        Self { load_in_4bit: false, max_seq_length: None, device, unpacked_bytes: None, cancel: Arc::default() }
     }
 }
 
@@ -54,17 +57,57 @@ impl Model {
     pub fn from_checkpoint(checkpoint: &Checkpoint, settings: &LoadSettings) -> Result<Self> {
         let source = checkpoint.tokenizer()?;
         let tokenizer_json = match &source {
-            TokenizerSource::Json(bytes) => Some(bytes.clone()),
-            TokenizerSource::Gguf(_) => None,
+            TokenizerSource::Json(bytes) => bytes.clone(),
+            TokenizerSource::Gguf(gguf) => Tokenizer::json_of(gguf)?,
         };
-        let tokenizer = Tokenizer::from_source(source, checkpoint.config())?;
+        let tokenizer = Tokenizer::from_source(source, checkpoint.config(), checkpoint.origin())?;
         let options = LoadOptions { load_in_4bit: settings.load_in_4bit };
         let cancel = Cancel::from_flag(settings.cancel.clone());
+        let unpacked = Unpacked::new(checkpoint.config(), settings);
         let runner: Box<dyn Runner> = match settings.device {
-            Device::Cpu { threads } => Box::new(Engine::load_until(Cpu::new(threads), checkpoint, &options, cancel)?),
+            Device::Cpu { threads } => {
+                let cpu = Cpu::new(threads).with_dense_limit(usize::try_from(unpacked.limit).unwrap_or(usize::MAX));
+                Box::new(Engine::load_until(cpu, checkpoint, &options, cancel)?)
+            }
             Device::Reference => Box::new(Engine::load_until(Reference::new(), checkpoint, &options, cancel)?),
         };
         let origin = checkpoint.origin().to_owned();
-        Self::new(Parts { runner, tokenizer, tokenizer_json, origin, max_seq_length: settings.max_seq_length })
+        let max_seq_length = settings.max_seq_length;
+        Self::new(Parts { runner, tokenizer, tokenizer_json, origin, max_seq_length, unpacked })
+    }
+}
+
+/// What the processor keeps of the weights in the form its product reads, and what it would keep if it could.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unpacked {
+    /// Bytes for all linear layers and the head in f32, once for each direction of a training pass: a base in bf16 takes
+    /// a quarter of it, in which case a shortage is told too early, never too late.
+    pub wanted: u64,
+    /// Bytes it may take.
+    pub limit: u64,
+}
+
+/// The limit where the system does not say how much memory is free.
+const UNKNOWN_MEMORY: u64 = 2 << 30;
+
+impl Unpacked {
+    fn new(config: &ModelConfig, settings: &LoadSettings) -> Self {
+        if settings.device == Device::Reference {
+            return Self { wanted: 0, limit: 0 };
+        }
+        let of =
+            |name: String| config.shape(&name).unwrap_or_default().iter().map(|size| *size as u64).product::<u64>();
+        let linears = config.tensor_names().filter(|name| name.ends_with("_proj.weight")).map(of).sum::<u64>();
+        let head = of("lm_head.weight".to_owned());
+        let free_half = || io::available_memory().map_or(UNKNOWN_MEMORY, |free| free / 2);
+        Self {
+            wanted: (linears + head) * 2 * size_of::<f32>() as u64,
+            limit: settings.unpacked_bytes.unwrap_or_else(free_half),
+        }
+    }
+
+    /// Whether steps unpack weights anew because memory is short.
+    pub fn is_short(&self) -> bool {
+        self.wanted > self.limit
     }
 }

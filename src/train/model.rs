@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::data::{MicroBatch, RowId};
 use crate::engine::{AdapterTensor, Batch, LoraConfig, Matrix, Mode};
@@ -11,7 +11,7 @@ use crate::weights::ModelConfig;
 
 use super::glue::{self, Tensor};
 use super::runner::Runner;
-use super::{Error, Result, Rows, learning_rate};
+use super::{Error, Result, Rows, Unpacked, learning_rate};
 
 /// Memory a device may keep for a backward when a step's micro-batches are merged.
 const KEPT_BYTES: usize = 512 << 20;
@@ -22,19 +22,28 @@ const VALUE_BYTES: usize = 4;
 #[derive(Clone)]
 pub struct Model(Arc<Shared>);
 
+/// A model that somebody else keeps alive.
+#[derive(Clone)]
+pub struct WeakModel(Weak<Shared>);
+
 struct Shared {
     runner: Mutex<Box<dyn Runner>>,
     config: ModelConfig,
     tokenizer: Tokenizer,
-    tokenizer_json: Option<Vec<u8>>,
+    tokenizer_json: Vec<u8>,
     origin: String,
     /// Tokens a text may have.
     limit: usize,
+    unpacked: Unpacked,
     anchor: Tensor,
     /// Rows whose gradients lie in the buffer.
     rows: Mutex<Vec<String>>,
     /// Optimizer steps taken.
     steps: AtomicU64,
+    /// Those of them since the adapter was put on.
+    adapter_steps: AtomicU64,
+    /// Those of them since the adapter was put on or saved.
+    unsaved_steps: AtomicU64,
     /// Rises whenever an adapter is put on or taken off.
     adapter: AtomicU64,
 }
@@ -51,10 +60,11 @@ pub struct Parameters {
 pub(super) struct Parts {
     pub runner: Box<dyn Runner>,
     pub tokenizer: Tokenizer,
-    /// The base's `tokenizer.json`; a GGUF file has none.
-    pub tokenizer_json: Option<Vec<u8>>,
+    /// The base's `tokenizer.json`, or the one that stands for a GGUF file's tokenizer.
+    pub tokenizer_json: Vec<u8>,
     pub origin: String,
     pub max_seq_length: Option<usize>,
+    pub unpacked: Unpacked,
 }
 
 impl Model {
@@ -63,6 +73,7 @@ impl Model {
         let positions = config.max_position_embeddings;
         Ok(Self(Arc::new(Shared {
             limit: parts.max_seq_length.map_or(positions, |length| length.min(positions)),
+            unpacked: parts.unpacked,
             runner: Mutex::new(parts.runner),
             config,
             tokenizer: parts.tokenizer,
@@ -71,6 +82,8 @@ impl Model {
             anchor: glue::anchor()?,
             rows: Mutex::default(),
             steps: AtomicU64::new(0),
+            adapter_steps: AtomicU64::new(0),
+            unsaved_steps: AtomicU64::new(0),
             adapter: AtomicU64::new(0),
         })))
     }
@@ -88,8 +101,8 @@ impl Model {
         &self.0.tokenizer
     }
 
-    pub(super) fn tokenizer_json(&self) -> Option<&[u8]> {
-        self.0.tokenizer_json.as_deref()
+    pub(super) fn tokenizer_json(&self) -> &[u8] {
+        &self.0.tokenizer_json
     }
 
     /// The folder, file, hub id or built-in name the base came from.
@@ -105,6 +118,11 @@ impl Model {
     /// Bytes of the frozen base on the device.
     pub fn weight_bytes(&self) -> usize {
         self.runner().weight_bytes()
+    }
+
+    /// What the device keeps of the weights in the form its product reads.
+    pub fn unpacked(&self) -> Unpacked {
+        self.0.unpacked
     }
 
     /// Tokens a text may have: the model's own limit, or the smaller one it was loaded with.
@@ -165,8 +183,24 @@ impl Model {
         self.runner().trainable_parameters()
     }
 
+    /// Optimizer steps that the adapter has had.
+    pub fn adapter_steps(&self) -> u64 {
+        self.0.adapter_steps.load(Ordering::Relaxed)
+    }
+
+    /// Optimizer steps that the adapter has had and that no folder holds.
+    pub fn unsaved_steps(&self) -> u64 {
+        self.0.unsaved_steps.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn adapter_saved(&self) {
+        self.0.unsaved_steps.store(0, Ordering::Relaxed);
+    }
+
     fn adapter_changed(&self) {
         self.0.adapter.fetch_add(1, Ordering::Relaxed);
+        self.0.adapter_steps.store(0, Ordering::Relaxed);
+        self.adapter_saved();
         self.rows().clear();
     }
 
@@ -249,7 +283,9 @@ impl Model {
     }
 
     pub(super) fn count_step(&self) {
-        self.0.steps.fetch_add(1, Ordering::Relaxed);
+        for count in [&self.0.steps, &self.0.adapter_steps, &self.0.unsaved_steps] {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn not_finite(&self, what: &'static str, value: f64, rows: Rows) -> Error {
@@ -271,6 +307,18 @@ impl Model {
     /// Whether both are the same model.
     pub fn same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// The same model, not kept alive.
+    pub fn downgrade(&self) -> WeakModel {
+        WeakModel(Arc::downgrade(&self.0))
+    }
+}
+
+impl WeakModel {
+    /// The model, if it is still there.
+    pub fn upgrade(&self) -> Option<Model> {
+        self.0.upgrade().map(Model)
     }
 }
 

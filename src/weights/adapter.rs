@@ -74,9 +74,14 @@ pub fn parse_key(name: &str) -> Option<(usize, &'static str, char)> {
     (is_whole && key(layer, module, matrix).as_deref() == Some(name)).then_some((layer, module, matrix))
 }
 
-/// Writes an adapter that every PEFT since 0.7 opens. A new folder appears whole or not at all; in one that is there
-/// each of the two files is replaced whole and other files stay.
+/// Writes an adapter that every PEFT since 0.7 opens: the whole folder or nothing of it.
 pub fn write(dir: &Path, config: &AdapterConfig, tensors: &[AdapterTensor]) -> Result<()> {
+    let [weights, text] = files(dir, config, tensors)?;
+    Ok(io::write_folder(dir, &[(weights.0, &weights.1), (text.0, &text.1)])?)
+}
+
+/// The two files of an adapter that is to lie in `dir`, by name.
+pub fn files(dir: &Path, config: &AdapterConfig, tensors: &[AdapterTensor]) -> Result<[(&'static str, Vec<u8>); 2]> {
     let origin = || dir.display().to_string();
     let problem = |problem: String| Error::Adapter { origin: origin(), problem };
     let mut bytes = Vec::with_capacity(tensors.len());
@@ -93,9 +98,7 @@ pub fn write(dir: &Path, config: &AdapterConfig, tensors: &[AdapterTensor]) -> R
     let views = views.collect::<std::result::Result<Vec<_>, _>>().map_err(|error| problem(error.to_string()))?;
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let weights = ::safetensors::serialize(views, Some(metadata)).map_err(|error| problem(error.to_string()))?;
-    let text = config.to_json();
-    io::write_folder(dir, &[(WEIGHTS, &weights), (CONFIG, text.as_bytes())])?;
-    Ok(())
+    Ok([(WEIGHTS, weights), (CONFIG, config.to_json().into_bytes())])
 }
 
 /// Reads an adapter; one that needs what is not implemented is an error that names it.

@@ -103,6 +103,7 @@ impl Checkpoint {
         let text = io::read_text(&config_path, LARGEST_JSON)?;
         let mut config = ModelConfig::from_json(&text, &config_path.display().to_string())?;
         config.name = folder_name(folder);
+        config.read_generation_config(folder)?;
         let mut files = Vec::new();
         for path in safetensors_files(folder)? {
             files.push(File { name: path.display().to_string(), bytes: Bytes::Mapped(io::map(&path)?) });

@@ -1,8 +1,13 @@
+use std::path::Path;
+
 use serde_json::{Map, Value};
 
 use super::{Error, Result, RopeScaling};
+use crate::io;
 
 const SUPPORTED: &str = "MistralForCausalLM, LlamaForCausalLM";
+/// A file of settings beside a config is no larger than this.
+const LARGEST_JSON: u64 = 16 << 20;
 /// No size of a model is larger than this; a larger one is a damaged file.
 const LARGEST: usize = 1 << 24;
 
@@ -25,7 +30,10 @@ pub struct ModelConfig {
     pub sliding_window: Option<usize>,
     pub tie_word_embeddings: bool,
     pub bos_token_id: Option<u32>,
+    /// The first is the one that training puts at the end of a text.
     pub eos_token_ids: Vec<u32>,
+    /// Tokens that end a generated text besides `eos_token_ids`, as `generation_config.json` says.
+    pub generation_eos_token_ids: Vec<u32>,
     /// What to call the model: what its file says, else the name of its file or folder.
     pub name: String,
     /// Keys the file does not give, with the value taken instead (the one transformers takes).
@@ -35,16 +43,7 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// The model a Hugging Face `config.json` describes, in the spelling of transformers 4 or 5.
     pub fn from_json(text: &str, origin: &str) -> Result<Self> {
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let json: Value = serde_json::from_str(text).map_err(|source| Error::Json { origin: origin.into(), source })?;
-        let Value::Object(map) = json else {
-            return Err(Error::Key {
-                origin: origin.into(),
-                key: "the whole file".into(),
-                got: brief(&json),
-                wanted: "a JSON object".into(),
-            });
-        };
+        let map = object(text, origin)?;
         let mut keys = Keys { map: &map, origin, prefix: "", defaulted: Vec::new() };
         let architecture = keys.architecture()?;
         let is_mistral = architecture == "MistralForCausalLM";
@@ -100,12 +99,9 @@ impl ModelConfig {
             },
             eos_token_ids: match map.get("eos_token_id") {
                 None => vec![keys.default("eos_token_id", 2)],
-                Some(Value::Null) => Vec::new(),
-                Some(Value::Array(ids)) => {
-                    ids.iter().map(|id| keys.token("eos_token_id", id)).collect::<Result<_>>()?
-                }
-                Some(id) => vec![keys.token("eos_token_id", id)?],
+                Some(ids) => keys.tokens("eos_token_id", ids)?,
             },
+            generation_eos_token_ids: Vec::new(),
             name: match map.get("_name_or_path").and_then(Value::as_str) {
                 Some(name) if !name.is_empty() => name.into(),
                 _ => origin.into(),
@@ -115,6 +111,21 @@ impl ModelConfig {
         };
         config.check(origin)?;
         Ok(config)
+    }
+
+    /// Takes over what the folder's `generation_config.json`, if there is one, says about where a text ends.
+    pub(super) fn read_generation_config(&mut self, folder: &Path) -> Result<()> {
+        let path = folder.join("generation_config.json");
+        if !io::is_file(&path) {
+            return Ok(());
+        }
+        let origin = path.display().to_string();
+        let map = object(&io::read_text(&path, LARGEST_JSON)?, &origin)?;
+        let keys = Keys { map: &map, origin: &origin, prefix: "", defaulted: Vec::new() };
+        if let Some(ids) = map.get("eos_token_id") {
+            self.generation_eos_token_ids = keys.tokens("eos_token_id", ids)?;
+        }
+        Ok(())
     }
 
     /// Fails on sizes no model has.
@@ -219,6 +230,21 @@ impl ModelConfig {
     }
 }
 
+/// The JSON object that a file holds.
+fn object(text: &str, origin: &str) -> Result<Map<String, Value>> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    match serde_json::from_str(text) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(other) => Err(Error::Key {
+            origin: origin.into(),
+            key: "the whole file".into(),
+            got: brief(&other),
+            wanted: "a JSON object".into(),
+        }),
+        Err(source) => Err(Error::Json { origin: origin.into(), source }),
+    }
+}
+
 /// The keys of a JSON object, read with the file and the path to the object in every error.
 struct Keys<'a> {
     map: &'a Map<String, Value>,
@@ -272,6 +298,15 @@ impl<'a> Keys<'a> {
     fn token(&self, key: &str, value: &Value) -> Result<u32> {
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
         id.ok_or_else(|| self.wrong(key, "a token id (0 or above), or a list of them".into()))
+    }
+
+    /// One token id or a list of them; null is none.
+    fn tokens(&self, key: &str, value: &Value) -> Result<Vec<u32>> {
+        match value {
+            Value::Null => Ok(Vec::new()),
+            Value::Array(ids) => ids.iter().map(|id| self.token(key, id)).collect(),
+            id => Ok(vec![self.token(key, id)?]),
+        }
     }
 
     fn architecture(&self) -> Result<String> {

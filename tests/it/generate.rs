@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use unslothify::generate::{Decoder, Error, Finish, Options, Sampling, generate};
 use unslothify::tokenizer::Tokenizer;
-use unslothify::train::Device;
+use unslothify::train::{Device, LoadSettings, Model};
 
 use super::tiny;
 
@@ -43,6 +43,36 @@ fn a_seed_gives_the_same_text_again_and_another_seed_another() {
     };
     assert_eq!(text(1), text(1));
     assert_ne!(text(1), text(2));
+}
+
+#[test]
+fn a_generation_config_says_where_a_text_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    tiny::write(dir.path(), 1);
+    let options = Options { max_new_tokens: 12, ..Options::default() };
+    let generated = |config: Option<&str>| {
+        if let Some(config) = config {
+            std::fs::write(dir.path().join("generation_config.json"), config).unwrap();
+        }
+        let model = Model::from_pretrained(".", dir.path(), &LoadSettings::default()).map_err(|e| e.to_string())?;
+        assert_eq!(model.tokenizer().eos().unwrap().id, 2, "training ends a text as the config says");
+        Ok::<_, String>(model.generate("Soak the bread", &options, &mut |_| {}).unwrap())
+    };
+    let whole = generated(None).unwrap();
+    assert_eq!((whole.finish, whole.ids.len()), (Finish::Length, 12));
+    let end = whole.ids[4];
+    let first = whole.ids.iter().position(|id| *id == end).unwrap();
+    for config in [format!("{{\"eos_token_id\": {end}}}"), format!("{{\"eos_token_id\": [2, {end}], \"top_p\": 0.9}}")]
+    {
+        let short = generated(Some(&config)).unwrap();
+        assert_eq!((short.finish, &short.ids), (Finish::EndOfText, &whole.ids[..=first].to_vec()), "{config}");
+    }
+    assert_eq!(generated(Some("{\"eos_token_id\": null}")).unwrap(), whole);
+    for (config, part) in [("{\"eos_token_id\": \"</s>\"}", "a token id"), ("{\"eos", "generation_config.json")] {
+        let error = generated(Some(config)).unwrap_err();
+        assert!(error.contains(part) && error.contains("generation_config.json"), "{error}");
+    }
+    assert!(generated(Some("{\"eos_token_id\": 99999}")).unwrap_err().contains("99999"));
 }
 
 /// Says the tokens it was given, one after the other.

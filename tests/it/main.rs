@@ -7,6 +7,8 @@ mod cli;
 mod dataset;
 mod docs;
 mod generate;
+mod inputs;
+mod interrupted;
 mod layers;
 mod parity;
 mod recipes;

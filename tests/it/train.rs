@@ -279,6 +279,33 @@ fn an_optimizer_refuses_what_makes_no_sense() {
 }
 
 #[test]
+fn weights_are_unpacked_within_the_bytes_given_and_the_model_says_when_they_do_not_do() {
+    let dir = tempfile::tempdir().unwrap();
+    tiny::write(dir.path(), 1);
+    let loaded = |unpacked_bytes| {
+        let settings = LoadSettings { device: CPU, unpacked_bytes, ..LoadSettings::default() };
+        Model::from_pretrained(".", dir.path(), &settings).unwrap()
+    };
+    let (free, short) = (loaded(None), loaded(Some(10_000)));
+    assert!(!free.unpacked().is_short() && free.unpacked().limit > 1 << 20, "{:?}", free.unpacked());
+    assert!(short.unpacked().is_short());
+    let stored = short.weight_bytes();
+    let steps = |model: &Model| {
+        tiny::with_lora(model);
+        let loss = model.loss(&tiny::micro(model, 8, 1)[0]).unwrap();
+        backward(&loss).unwrap();
+        (model.weight_bytes() - stored) as u64
+    };
+    let (all, some) = (steps(&free), steps(&short));
+    let wanted = free.unpacked().wanted;
+    // Panels are filled up with zeros, which is much where matrices are as small as these.
+    assert!(all >= wanted && all < 2 * wanted, "{all} of {wanted}");
+    assert!(some <= 10_000, "{some}");
+    let gradients = |model: &Model| model.gradients().unwrap();
+    assert!(gradients(&free) == gradients(&short), "memory must not change results");
+}
+
+#[test]
 fn too_long_a_text_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     tiny::write(dir.path(), 1);

@@ -9,7 +9,7 @@ use crate::options;
 use crate::script::{Failure, names};
 use crate::tokenizer::Tokenizer;
 
-use super::{Answer, count, failure, host, not_there_yet, number};
+use super::{Answer, cancelled, count, failure, host, not_there_yet, number};
 
 pub(super) use crate::data::Dataset;
 
@@ -180,7 +180,7 @@ mod rows {
         let cancel = host(&context)?.cancel();
         let mut go_on = |_| !cancel.load(std::sync::atomic::Ordering::Relaxed);
         dataset.tokenize_with(&tokenizer, &options, &mut go_on).map_err(|error| match error {
-            data::Error::Cancelled { .. } => Failure::cancelled(&context),
+            data::Error::Cancelled { .. } => cancelled(&context),
             error => failure(&context, &error),
         })
     }

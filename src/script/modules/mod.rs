@@ -73,7 +73,7 @@ fn host(context: &NativeCallContext<'_>) -> Answer<Host> {
 /// is a failure of the device.
 fn train_failure(context: &NativeCallContext<'_>, error: &crate::train::Error) -> Box<EvalAltResult> {
     if error.is_cancelled() {
-        return Failure::cancelled(context);
+        return cancelled(context);
     }
     if error.is_out_of_memory() {
         return match host(context) {
@@ -82,6 +82,14 @@ fn train_failure(context: &NativeCallContext<'_>, error: &crate::train::Error) -
         };
     }
     failure(context, error)
+}
+
+/// Ends the script, as somebody asked; the models it has stay until the run has kept what it must.
+fn cancelled(context: &NativeCallContext<'_>) -> Box<EvalAltResult> {
+    if let Ok(host) = host(context) {
+        host.models().hold();
+    }
+    Failure::cancelled(context)
 }
 
 /// The failure that any other error is.

@@ -11,7 +11,7 @@ use crate::generate::{Finish, Options, Sampling};
 use crate::script::options::OneOrMany;
 use crate::script::{Device as Choice, Failure};
 use crate::tokenizer::Tokenizer;
-use crate::train::{Device, LoadSettings, LoraConfig, MODULES, Model};
+use crate::train::{Device, LoadSettings, LoraConfig, MODULES, Model, Unpacked};
 use crate::{io, options};
 
 use super::batches::{Batches, MicroBatch};
@@ -87,11 +87,18 @@ mod constructors {
             device: match host.device() {
                 Choice::Auto | Choice::Cpu => Device::Cpu { threads: host.threads() },
             },
+            unpacked_bytes: None,
             cancel: host.cancel(),
         };
         let place = place(&context, id)?;
-        let model = Model::from_pretrained(place.as_deref().unwrap_or(id), &host.base(), &settings)
-            .map_err(|error| train_failure(&context, &error))?;
+        host.doing(&format!("loading `{id}`"));
+        let loaded = Model::from_pretrained(place.as_deref().unwrap_or(id), &host.base(), &settings);
+        host.doing("");
+        let model = loaded.map_err(|error| train_failure(&context, &error))?;
+        host.models().add(&model);
+        if model.unpacked().is_short() {
+            host.note(&short_of_memory(id, &model));
+        }
         if id == "auto" {
             host.note(&chosen(&model));
         }
@@ -145,6 +152,18 @@ fn chosen(model: &Model) -> String {
 fn defaulted(model: &Model) -> String {
     let (origin, taken) = (model.origin(), model.defaulted().join(", "));
     format!("`{origin}` says nothing of some keys; taken as transformers takes them: {taken}")
+}
+
+/// Why steps are slower than they could be, and what it would take.
+fn short_of_memory(id: &str, model: &Model) -> String {
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let Unpacked { wanted, limit } = model.unpacked();
+    format!(
+        "`{id}` would take {:.1} GiB to keep its weights ready for the product, half of the free memory is {:.1} GiB: \
+         the rest is unpacked anew at every step, which is slower and gives the same numbers",
+        gib(wanted),
+        gib(limit)
+    )
 }
 
 fn load_adapter(context: &NativeCallContext<'_>, model: &Model, dir: &str) -> Answer<String> {

@@ -176,14 +176,14 @@ fn lock(session: &Session) -> MutexGuard<'_, Option<Pace>> {
     session.pace.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `loss 2.710   rate 2e-4   2 310 tokens/s   0:24 left`
+/// `loss 2.710   2 310 tokens/s   0:24 left   rate 2e-4`: the last is what a narrow terminal shows last.
 fn detail(row: &Map, beat: &Beat) -> String {
     let number = |name: &str| row.get(name).and_then(|value| value.as_float().ok());
     let mut parts = Vec::new();
     parts.extend(number("loss").map(|loss| format!("loss {loss:.3}")));
-    parts.extend(number("learning_rate").map(|rate| format!("rate {}", show_scientific(rate))));
     parts.push(format!("{} tokens/s", show_thousands(beat.tokens_per_second)));
     parts.push(format!("{} left", show_clock(beat.left.as_secs_f64())));
+    parts.extend(number("learning_rate").map(|rate| format!("rate {}", show_scientific(rate))));
     parts.join("   ")
 }
 

@@ -3,10 +3,7 @@
 use rhai::plugin::*;
 use rhai::{Array, Engine, NativeCallContext};
 
-use super::{Answer, count, number};
-
-/// Columns of a page; results are the same on a terminal, in a file and in a test.
-const WIDTH: i64 = 100;
+use super::{Answer, count, host, number};
 
 #[export_module]
 mod functions {
@@ -111,13 +108,14 @@ mod functions {
         Ok(text.chars().take(width - 1).chain(['…']).collect())
     }
 
-    /// Columns of a page of results.
+    /// Columns of a page of results: those of the terminal, from 60 to 160; 100 where the output is not a terminal.
     ///
     /// ```rhai
     /// let half = (text::width() - 2) / 2;
     /// ```
-    pub fn width() -> i64 {
-        WIDTH
+    #[rhai_fn(return_raw)]
+    pub fn width(context: NativeCallContext<'_>) -> Answer<i64> {
+        Ok(host(&context)?.width() as i64)
     }
 
     /// The quotient of two numbers as a float, so that `1 of 2` is 0.5.

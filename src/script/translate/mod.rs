@@ -103,6 +103,7 @@ impl Translator<'_> {
                     StopReason::Interrupt => "interrupted",
                     StopReason::Terminate => "terminated",
                     StopReason::OutputClosed => "nobody reads the output",
+                    StopReason::OutputFailed => "standard output cannot be written",
                 };
                 self.placed(Failure::new(Kind::Stopped(reason), what), &at, None)
             }

@@ -131,6 +131,7 @@ impl Gguf {
             tie_word_embeddings: !self.tensors.contains_key("lm_head.weight"),
             bos_token_id: token("tokenizer.ggml.bos_token_id")?,
             eos_token_ids,
+            generation_eos_token_ids: Vec::new(),
             name: keys.text("general.name")?.unwrap_or(origin).into(),
             defaulted,
         };
