@@ -200,7 +200,7 @@ fn every_type_of_a_native_is_registered_under_a_name() {
     let plain = ["int", "float", "bool", "string", "array", "map", "function", "any", "()", "range"];
     let mut handles = std::collections::BTreeSet::new();
     for kind in engine.collect_fn_metadata(None, told, false).into_iter().flatten() {
-        let inner = kind.strip_prefix("Answer<").and_then(|inner| inner.strip_suffix('>')).unwrap_or(&kind);
+        let inner = kind.strip_prefix("Answer<").and_then(|inner| inner.strip_suffix('>')).unwrap_or(&kind).trim();
         let name = names::type_name(inner);
         if !name.is_empty() && !plain.contains(&name.as_str()) {
             let rust = last(inner.trim_start_matches("&mut "));
