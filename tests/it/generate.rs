@@ -56,7 +56,7 @@ fn a_generation_config_says_where_a_text_ends() {
         }
         let model = Model::from_pretrained(".", dir.path(), &LoadSettings::default()).map_err(|e| e.to_string())?;
         assert_eq!(model.tokenizer().eos().unwrap().id, 2, "training ends a text as the config says");
-        Ok::<_, String>(model.generate("Soak the bread", &options, &mut |_| {}).unwrap())
+        Ok::<_, String>(model.generate("Soak the bread", &options, &mut |_| ControlFlow::Continue(())).unwrap())
     };
     let whole = generated(None).unwrap();
     assert_eq!((whole.finish, whole.ids.len()), (Finish::Length, 12));
