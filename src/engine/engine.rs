@@ -202,6 +202,7 @@ impl<B: Backend> Engine<B> {
             return Err(Error::NoAdapter);
         }
         self.free_for_change()?;
+        self.net.backend.check_training()?;
         let segments = self.forward_saving(batch)?;
         let (dx, work) = (Some(&mut self.dx), &mut self.head_work);
         let loss = self.net.head().loss(&self.work.next, (&rows, &targets), normalizer, dx, work)?;

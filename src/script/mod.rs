@@ -27,5 +27,6 @@ pub use engine::Register;
 pub use failure::{Failure, Frame, Kind, Place};
 pub use host::{Device, Error as HostError, Host};
 pub use session::{Session, SessionOptions};
+pub use crate::train::{Description as Gpu, Findings as GpuFindings, findings as find_gpus};
 pub use stop::{Stop, StopReason};
 pub use terminal::{Collected, Progress, Terminal};

@@ -9,7 +9,8 @@ use rust_embed::RustEmbed;
 
 use crate::engine::{Cancel, Engine, LoadOptions};
 use crate::hub::{self, Source};
-use crate::kernels::{Cpu, Reference};
+use crate::kernels::cuda::Dtype;
+use crate::kernels::{Cpu, Cuda, Reference};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, TokenizerSource};
 
@@ -20,6 +21,10 @@ use super::{Error, Model, Result};
 /// What computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
+    /// The first GPU where there is one that can be used, else the processor.
+    Auto { threads: Option<usize> },
+    /// An NVIDIA GPU, by the driver's number.
+    Cuda { index: usize },
     /// f32 on the processor, on so many threads or as many as it has.
     Cpu { threads: Option<usize> },
     /// f64 plain loops: slow, the proof of the others.
@@ -34,6 +39,8 @@ pub struct LoadSettings {
     /// Longest text in tokens; the model's own limit where it is smaller.
     pub max_seq_length: Option<usize>,
     pub device: Device,
+    /// What a GPU keeps activations in: bf16 where it has it, else f16, unless said otherwise. The CPU has f32 alone.
+    pub dtype: Option<Dtype>,
     /// Set to stop whatever the model is doing, within one layer.
     pub cancel: Arc<AtomicBool>,
 }
@@ -41,7 +48,7 @@ pub struct LoadSettings {
 impl Default for LoadSettings {
     fn default() -> Self {
         let device = Device::Cpu { threads: None };
-        Self { load_in_4bit: false, max_seq_length: None, device, cancel: Arc::default() }
+        Self { load_in_4bit: false, max_seq_length: None, device, dtype: None, cancel: Arc::default() }
     }
 }
 
@@ -75,13 +82,36 @@ impl Model {
         };
         let tokenizer = Tokenizer::from_source(source, checkpoint.config())?;
         let options = LoadOptions { load_in_4bit: settings.load_in_4bit };
-        let mut runner: Box<dyn Runner> = match settings.device {
-            Device::Cpu { threads } => Box::new(Engine::load(Cpu::new(threads), checkpoint, &options)?),
-            Device::Reference => Box::new(Engine::load(Reference::new(), checkpoint, &options)?),
-        };
+        let (mut runner, remark) = runner(checkpoint, &options, settings)?;
         runner.set_cancel(Cancel::from_flag(settings.cancel.clone()));
         let origin = checkpoint.origin().to_owned();
-        Self::new(Parts { runner, tokenizer, tokenizer_json, origin, max_seq_length: settings.max_seq_length })
+        let max_seq_length = settings.max_seq_length;
+        Self::new(Parts { runner, tokenizer, tokenizer_json, origin, max_seq_length, remark })
+    }
+}
+
+/// The engine on the device asked for, and what a user should know about the choice.
+fn runner(
+    checkpoint: &Checkpoint,
+    options: &LoadOptions,
+    settings: &LoadSettings,
+) -> Result<(Box<dyn Runner>, Option<String>)> {
+    let on_cpu = |threads| -> Result<Box<dyn Runner>> {
+        match settings.dtype {
+            None | Some(Dtype::F32) => Ok(Box::new(Engine::load(Cpu::new(threads), checkpoint, options)?)),
+            Some(dtype) => Err(Error::CpuDtype { dtype: dtype.name() }),
+        }
+    };
+    let gpu = |index| Cuda::new(index, settings.dtype).map_err(crate::engine::Error::from);
+    match settings.device {
+        Device::Cpu { threads } => Ok((on_cpu(threads)?, None)),
+        Device::Cuda { index } => Ok((Box::new(Engine::load(gpu(index)?, checkpoint, options)?), None)),
+        Device::Reference => Ok((Box::new(Engine::load(Reference::new(), checkpoint, options)?), None)),
+        Device::Auto { threads } if !Cuda::is_driver_there() => Ok((on_cpu(threads)?, None)),
+        Device::Auto { threads } => match gpu(0) {
+            Ok(gpu) => Ok((Box::new(Engine::load(gpu, checkpoint, options)?), None)),
+            Err(error) => Ok((on_cpu(threads)?, Some(format!("computing on the CPU, because {error}")))),
+        },
     }
 }
 

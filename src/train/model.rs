@@ -28,6 +28,8 @@ struct Shared {
     tokenizer: Tokenizer,
     tokenizer_json: Option<Vec<u8>>,
     origin: String,
+    /// What a user should know about the choice of the device.
+    remark: Option<String>,
     /// Tokens a text may have.
     limit: usize,
     anchor: Tensor,
@@ -55,6 +57,7 @@ pub(super) struct Parts {
     pub tokenizer_json: Option<Vec<u8>>,
     pub origin: String,
     pub max_seq_length: Option<usize>,
+    pub remark: Option<String>,
 }
 
 impl Model {
@@ -68,6 +71,7 @@ impl Model {
             tokenizer: parts.tokenizer,
             tokenizer_json: parts.tokenizer_json,
             origin: parts.origin,
+            remark: parts.remark,
             anchor: glue::anchor()?,
             rows: Mutex::default(),
             steps: AtomicU64::new(0),
@@ -95,6 +99,11 @@ impl Model {
     /// The device's short name.
     pub fn device(&self) -> &'static str {
         self.runner().device()
+    }
+
+    /// Why the device is not the one that might be expected.
+    pub fn remark(&self) -> Option<&str> {
+        self.0.remark.as_deref()
     }
 
     /// Bytes of the frozen base on the device.

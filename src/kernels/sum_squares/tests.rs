@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use crate::kernels::testing::{Random, full};
+use crate::kernels::testing::{Random, full, gpus};
 use crate::kernels::{Backend, Cpu, Reference};
 
 #[test]
@@ -17,6 +17,21 @@ fn the_cpu_computes_what_the_reference_computes_on_any_number_of_threads() {
         assert!((got - wanted).abs() <= 1e-12 * wanted);
         for threads in [2, 3, 7] {
             assert_eq!(Cpu::new(Some(threads)).sum_squares(&values).unwrap().to_bits(), got.to_bits());
+        }
+    }
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn the_gpu_computes_what_the_reference_computes() {
+    for gpu in gpus().iter().take(1) {
+        for len in [0, 1, 65, 65_536, 65_537, 300_001] {
+            let values = Random::new(101).values(len);
+            let wanted = Reference::new().sum_squares(&full(&Reference::new(), &values)).unwrap();
+            let x = full(gpu, &values);
+            let got = gpu.sum_squares(&x).unwrap();
+            assert!((got - wanted).abs() <= 1e-12 * wanted);
+            assert_eq!(gpu.sum_squares(&x).unwrap().to_bits(), got.to_bits());
         }
     }
 }

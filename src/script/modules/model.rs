@@ -9,7 +9,7 @@ use crate::options;
 use crate::script::Device as Choice;
 use crate::script::options::OneOrMany;
 use crate::tokenizer::Tokenizer;
-use crate::train::{Device, LoadSettings, LoraConfig, MODULES, Model};
+use crate::train::{Device, Dtype, LoadSettings, LoraConfig, MODULES, Model};
 
 use super::batches::{Batches, MicroBatch};
 use super::tensor::Tensor;
@@ -21,7 +21,7 @@ options! {
         load_in_4bit: bool = false, "keep the frozen linears in NF4; what a file has quantised stays as it is";
         max_seq_length: Option<usize> = None, 1.., "longest text in tokens; the model's own limit when not given";
         adapter: Option<String> = None, "folder of an adapter to put on";
-        dtype: Option<String> = None, "not there yet";
+        dtype: Option<String> = None, "what a GPU computes in: \"bf16\", \"f16\" or \"f32\"; the best it has when not given";
         memory: Option<Dynamic> = None, "not there yet";
         revision: Option<String> = None, "not there yet";
     }
@@ -70,7 +70,6 @@ mod constructors {
     pub fn from_pretrained(context: NativeCallContext<'_>, id: &str, options: Map) -> Answer<Model> {
         let given = LoadTable::parse(&options, &context)?;
         let later = [
-            ("dtype", given.dtype.is_some()),
             ("memory", given.memory.is_some()),
             ("revision", given.revision.is_some()),
         ];
@@ -82,8 +81,11 @@ mod constructors {
             load_in_4bit: given.load_in_4bit,
             max_seq_length: given.max_seq_length,
             device: match host.device() {
-                Choice::Auto | Choice::Cpu => Device::Cpu { threads: host.threads() },
+                Choice::Auto => Device::Auto { threads: host.threads() },
+                Choice::Cpu => Device::Cpu { threads: host.threads() },
+                Choice::Cuda(index) => Device::Cuda { index },
             },
+            dtype: given.dtype.as_deref().map(|name| dtype(&context, name)).transpose()?,
             cancel: host.cancel(),
         };
         let folder = host.read_path(".").map_err(|error| error.at(&context))?;
@@ -92,6 +94,9 @@ mod constructors {
             host.read_path(id).map_err(|error| error.at(&context))?;
         }
         let model = Model::from_pretrained(id, &folder, &settings).map_err(|error| train_failure(&context, &error))?;
+        if let Some(remark) = model.remark() {
+            host.note(remark);
+        }
         if id == "auto" {
             host.note(&chosen(&model));
         }
@@ -116,10 +121,16 @@ mod constructors {
 fn chosen(model: &Model) -> String {
     let millions = model.config().parameters() as f64 / 1e6;
     format!(
-        "`auto` took {} ({millions:.1} M parameters, part of this program) because no GPU is used yet; \
+        "`auto` took {} ({millions:.1} M parameters, part of this program) because it is the only one that needs no download; \
          `--set base_model=FOLDER` or a .gguf file takes another",
         model.origin()
     )
+}
+
+fn dtype(context: &NativeCallContext<'_>, name: &str) -> Answer<Dtype> {
+    let all = [Dtype::Bf16, Dtype::F16, Dtype::F32];
+    let found = all.into_iter().find(|dtype| dtype.name() == name);
+    found.ok_or_else(|| LoadTable::SCHEMA.wrong("dtype", "must be \"bf16\", \"f16\" or \"f32\"", context))
 }
 
 fn load_adapter(context: &NativeCallContext<'_>, model: &Model, dir: &str) -> Answer<String> {
