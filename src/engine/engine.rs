@@ -5,10 +5,12 @@ use std::sync::Arc;
 use crate::kernels::{Backend, StateSegment};
 use crate::weights::{Checkpoint, ModelConfig};
 
+use super::frozen::Source;
 use super::head::HeadWork;
 use super::layer::{Layer, Saved, Work};
 use super::lora::{Lora, Matrix, Slot};
 use super::net::Net;
+use super::random::RandomBase;
 use super::{AdapterTensor, Batch, BatchFault, Cancel, Error, LoadOptions, LoraConfig, Result};
 
 /// Whether a backward follows.
@@ -54,6 +56,15 @@ pub struct Engine<B: Backend> {
 impl<B: Backend> Engine<B> {
     /// Reads the base onto the device.
     pub fn load(backend: B, checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
+        Self::from_source(backend, checkpoint, options)
+    }
+
+    /// A base of the shape of `config` with random values, its linears in NF4: to measure with, for no file is read.
+    pub fn random(backend: B, config: ModelConfig, seed: u64) -> Result<Self> {
+        Self::from_source(backend, &RandomBase::new(config, seed), &LoadOptions::default())
+    }
+
+    fn from_source(backend: B, checkpoint: &dyn Source, options: &LoadOptions) -> Result<Self> {
         Ok(Self {
             work: Work::new(&backend)?,
             head_work: HeadWork::new(&backend)?,

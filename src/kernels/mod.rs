@@ -54,7 +54,9 @@ pub enum Error {
     NoDriver,
     #[error("there is no GPU {index}: the driver shows {count}; `unslothify doctor` tells what is there")]
     NoDevice { index: usize, count: usize },
-    #[error("this GPU has compute capability {major}.{minor}, wanted at least 7.5 (Turing): `--device cpu` runs without")]
+    #[error(
+        "this GPU has compute capability {major}.{minor}, wanted at least 7.5 (Turing): `--device cpu` runs without"
+    )]
     OldDevice { major: i32, minor: i32 },
     #[error("this GPU (compute capability {major}.{minor}) has no bf16, wanted at least 8.0: use f16 or f32")]
     NoBf16 { major: i32, minor: i32 },

@@ -23,10 +23,10 @@ mod translate;
 #[cfg(test)]
 mod tests;
 
+pub use crate::train::{Description as Gpu, Findings as GpuFindings, findings as find_gpus};
 pub use engine::Register;
 pub use failure::{Failure, Frame, Kind, Place};
 pub use host::{Device, Error as HostError, Host};
 pub use session::{Session, SessionOptions};
-pub use crate::train::{Description as Gpu, Findings as GpuFindings, findings as find_gpus};
 pub use stop::{Stop, StopReason};
 pub use terminal::{Collected, Progress, Terminal};

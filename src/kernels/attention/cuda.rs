@@ -1,7 +1,9 @@
 //! `attention` on the GPU: by the tensor cores (mma.cu) where dtype, head_dim and chip allow, else by the plain kernels.
 #![expect(unsafe_code, reason = "starts kernels")]
 
-use crate::kernels::cuda::{Act, Arg, Buffer, Device, Dtype, Full, Grid, QUERIES_FORWARD, ROWS_BACKWARD, Segments, Tiles};
+use crate::kernels::cuda::{
+    Act, Arg, Buffer, Device, Dtype, Full, Grid, QUERIES_FORWARD, ROWS_BACKWARD, Segments, Tiles,
+};
 use crate::kernels::{Attention, Error, Result};
 
 /// Columns of a head the kernels have room for; `MOST_DIM` in kernel.cu.

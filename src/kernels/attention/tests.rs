@@ -1,7 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use crate::kernels::testing::{
-    Case, Random, act, assert_close, assert_same_bits, check, check_gpu, check_gradient, difference, gpus, read_full, wide,
+    Case, Random, act, assert_close, assert_same_bits, check, check_gpu, check_gradient, difference, gpus, read_full,
+    wide,
 };
 use crate::kernels::{Attention, Backend, Cpu, Error, Reference, matrix::Matrix, matrix::Texts};
 
@@ -219,7 +220,8 @@ fn the_gpu_computes_what_the_reference_computes() {
 #[ignore = "not run: needs a GPU, `.ci/run gpu`"]
 fn the_gpu_gives_the_same_bits_again() {
     for gpu in gpus() {
-        for pass in [Pass::new(&[300, 77], geometry(8, 2, 64, None)), Pass::new(&[200], geometry(4, 1, 128, Some(50)))] {
+        for pass in [Pass::new(&[300, 77], geometry(8, 2, 64, None)), Pass::new(&[200], geometry(4, 1, 128, Some(50)))]
+        {
             for (first, second) in pass.run(gpu).iter().zip(&pass.run(gpu)) {
                 assert_same_bits(first, second);
             }

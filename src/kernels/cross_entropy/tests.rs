@@ -1,6 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use crate::kernels::testing::{Case, Random, act, assert_close, check, check_gpu, check_gradient, difference, gpus, wide};
+use crate::kernels::testing::{
+    Case, Random, act, assert_close, check, check_gpu, check_gradient, difference, gpus, wide,
+};
 use crate::kernels::{Backend, Cpu, Error, Reference, matrix::Matrix};
 
 struct Pass {

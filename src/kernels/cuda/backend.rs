@@ -2,10 +2,10 @@
 
 use std::sync::PoisonError;
 
+use super::Cuda;
 use super::buffers::{Act, Bytes, Full, Index, Segments, Shape};
 use super::device::Buffer;
 use super::weight::Weight;
-use super::Cuda;
 use crate::kernels::matrix::Texts;
 use crate::kernels::{
     AdamWStep, Attention, Backend, Error, LoraGroup, Result, StateSegment, adamw, adamw_8bit, attention, cross_entropy,

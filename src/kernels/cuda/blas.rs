@@ -272,7 +272,14 @@ impl Blas {
     /// # Safety
     ///
     /// As `product`, with `out` for the output.
-    unsafe fn run(&self, device: &Device, plan: &Plan, algorithm: &Algorithm, product: &Product, out: Pointer) -> Status {
+    unsafe fn run(
+        &self,
+        device: &Device,
+        plan: &Plan,
+        algorithm: &Algorithm,
+        product: &Product,
+        out: Pointer,
+    ) -> Status {
         let (alpha, beta) = (product.alpha, if product.start.is_some() { 1.0_f32 } else { 0.0 });
         let start = product.start.map_or(out, |(start, _)| start);
         let at = |pointer: Pointer| pointer.0 as *mut c_void;
@@ -300,12 +307,10 @@ impl Blas {
     }
 
     fn plan(&self, device: &Device, name: &'static str, product: &Product, key: &Key) -> Result<Plan> {
-        let mut plan = Plan {
-            desc: std::ptr::null_mut(),
-            layouts: [std::ptr::null_mut(); 4],
-            algorithm: Algorithm([0; 8]),
-        };
-        let made = self.describe(name, product, &mut plan).and_then(|()| self.choose(device, name, product, key, &plan));
+        let mut plan =
+            Plan { desc: std::ptr::null_mut(), layouts: [std::ptr::null_mut(); 4], algorithm: Algorithm([0; 8]) };
+        let made =
+            self.describe(name, product, &mut plan).and_then(|()| self.choose(device, name, product, key, &plan));
         match made {
             Ok(algorithm) => {
                 plan.algorithm = algorithm;
@@ -330,7 +335,8 @@ impl Blas {
             }
         }
         // the buffers' own columns and rows: cuBLASLt's rows and columns
-        let shape = |operand: Operand, rows: usize, cols: usize| if operand.transposed { (rows, cols) } else { (cols, rows) };
+        let shape =
+            |operand: Operand, rows: usize, cols: usize| if operand.transposed { (rows, cols) } else { (cols, rows) };
         let start_stride = product.start.map_or(product.out.1, |(_, stride)| stride);
         let matrices = [
             (shape(right, depth, cols), right.stride, product.dtype),
@@ -340,16 +346,22 @@ impl Blas {
         ];
         for (layout, ((rows, cols), stride, dtype)) in plan.layouts.iter_mut().zip(matrices) {
             // SAFETY: writes a new layout to `layout`.
-            let status = unsafe {
-                (f.layout_create)(layout, dtype.cuda_type(), rows as u64, cols as u64, stride as i64)
-            };
+            let status =
+                unsafe { (f.layout_create)(layout, dtype.cuda_type(), rows as u64, cols as u64, stride as i64) };
             ok(name, status)?;
         }
         Ok(())
     }
 
     /// The first algorithm cuBLASLt names, or the fastest of them.
-    fn choose(&self, device: &Device, name: &'static str, product: &Product, key: &Key, plan: &Plan) -> Result<Algorithm> {
+    fn choose(
+        &self,
+        device: &Device,
+        name: &'static str,
+        product: &Product,
+        key: &Key,
+        plan: &Plan,
+    ) -> Result<Algorithm> {
         let f = &self.functions;
         let mut preference = std::ptr::null_mut();
         // SAFETY: writes a new preference to `preference`.
@@ -371,9 +383,7 @@ impl Blas {
             }
             if status == 0 {
                 let (results, wanted) = (found.as_mut_ptr(), wanted as i32);
-                status = (f.heuristic)(
-                    self.handle, plan.desc, a, b, c, d, preference, wanted, results, &raw mut count,
-                );
+                status = (f.heuristic)(self.handle, plan.desc, a, b, c, d, preference, wanted, results, &raw mut count);
             }
             (f.pref_destroy)(preference);
             status

@@ -219,7 +219,8 @@ const TILE_NUMBERS: usize = 3;
 impl Segments {
     pub(super) fn new(device: &Device, texts: Texts) -> Result<Self> {
         let op = "segments";
-        let number = |row: usize| i32::try_from(row).map_err(|_| Error::Index { op, index: row, len: i32::MAX as usize });
+        let number =
+            |row: usize| i32::try_from(row).map_err(|_| Error::Index { op, index: row, len: i32::MAX as usize });
         number(texts.position_end())?;
         number(texts.tokens())?;
         let (mut firsts, mut ends) = (Vec::new(), Vec::new());

@@ -326,7 +326,12 @@ impl Device {
             return Ok(());
         }
         let Some(blocks) = u32::try_from(grid.blocks).ok().filter(|&blocks| i32::try_from(blocks).is_ok()) else {
-            return Err(Error::Size { op: name, what: "the number of blocks", got: grid.blocks, wanted: i32::MAX as usize });
+            return Err(Error::Size {
+                op: name,
+                what: "the number of blocks",
+                got: grid.blocks,
+                wanted: i32::MAX as usize,
+            });
         };
         self.bind()?;
         let function = self.function(name, dtype, grid.shared)?;

@@ -40,7 +40,9 @@ fn pythons() -> Vec<PathBuf> {
     roots.extend([".venv", "venv", "/usr/local", "/usr", "/opt/conda", "/opt/venv"].map(PathBuf::from));
     let libraries = roots.iter().flat_map(|root| children(&root.join("lib"), "python3"));
     let packages = libraries.flat_map(|lib| [lib.join("site-packages"), lib.join("dist-packages")]);
-    packages.flat_map(|packages| ["cublas", "cu13"].map(|part| packages.join("nvidia").join(part).join("lib"))).collect()
+    packages
+        .flat_map(|packages| ["cublas", "cu13"].map(|part| packages.join("nvidia").join(part).join("lib")))
+        .collect()
 }
 
 /// Entries of `folder` that start with `start`, last name first; none where the folder cannot be read.

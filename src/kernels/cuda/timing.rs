@@ -23,8 +23,7 @@ impl Timings {
         if self.open.len() >= MOST_OPEN {
             self.close()?;
         }
-        let event =
-            || stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map_err(driver("measure"));
+        let event = || stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map_err(driver("measure"));
         let start = event()?;
         work()?;
         self.open.push((name.to_owned(), start, event()?));

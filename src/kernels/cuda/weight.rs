@@ -62,8 +62,7 @@ impl Nf4 {
     /// The first arguments of the kernels that read NF4.
     pub(crate) fn args(&self) -> [Arg; 6] {
         let pointer = |buffer: &Buffer| Arg::from(buffer.pointer());
-        let [codes, scale_codes, absmax, map] =
-            [&self.codes, &self.scale_codes, &self.absmax, &self.map].map(pointer);
+        let [codes, scale_codes, absmax, map] = [&self.codes, &self.scale_codes, &self.absmax, &self.map].map(pointer);
         [codes, scale_codes, absmax, map, self.offset.into(), self.rounding.kind().into()]
     }
 }

@@ -1,7 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use crate::kernels::testing::{
-    Case, Random, act, assert_close, assert_same_bits, check, check_gpu, check_gradient, difference, full, gpus, stored, wide,
+    Case, Random, act, assert_close, assert_same_bits, check, check_gpu, check_gradient, difference, full, gpus,
+    stored, wide,
 };
 use crate::kernels::{Backend, Cpu, Error, LoraGroup, LoraPart, Reference, matrix::Matrix};
 

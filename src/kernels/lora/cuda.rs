@@ -17,9 +17,7 @@ pub(crate) fn stacked(group: &LoraGroup) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for part in &group.parts {
         match runs.last_mut() {
-            Some(run)
-                if part.a == run.a + run.rank * group.in_features && part.s_start == run.s_start + run.rank =>
-            {
+            Some(run) if part.a == run.a + run.rank * group.in_features && part.s_start == run.s_start + run.rank => {
                 run.rank += part.rank;
             }
             _ => runs.push(Run { a: part.a, s_start: part.s_start, rank: part.rank }),

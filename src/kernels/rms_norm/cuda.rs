@@ -12,14 +12,7 @@ pub(crate) fn forward(device: &Device, x: &Act, weight: &Full, eps: f64, y: &mut
     unsafe { device.launch("rms_norm_forward", x.dtype, Grid::new(x.rows, THREADS), &args) }
 }
 
-pub(crate) fn backward_add(
-    device: &Device,
-    dy: &Act,
-    x: &Act,
-    weight: &Full,
-    rstd: &Full,
-    dx: &mut Act,
-) -> Result<()> {
+pub(crate) fn backward_add(device: &Device, dy: &Act, x: &Act, weight: &Full, rstd: &Full, dx: &mut Act) -> Result<()> {
     let args = [dy.arg(), x.arg(), weight.arg(), rstd.arg(), x.cols.into(), dx.arg()];
     // SAFETY: dy and dx have the shape of x, weight x.cols and rstd x.rows values: `check_backward` in mod.rs.
     unsafe { device.launch("rms_norm_backward_add", x.dtype, Grid::new(x.rows, THREADS), &args) }

@@ -85,7 +85,9 @@ fn an_odd_head_is_an_error() {
 #[test]
 #[ignore = "not run: needs a GPU, `.ci/run gpu`"]
 fn the_gpu_computes_what_the_reference_computes() {
-    for (cu_seqlens, first) in [(&[0, 1][..], 0), (&[0, 1][..], 4000), (&[0, 17, 18, 18, 80], 0), (&[0, 65], 3), (&[0, 1025], 0)] {
+    for (cu_seqlens, first) in
+        [(&[0, 1][..], 0), (&[0, 1][..], 4000), (&[0, 17, 18, 18, 80], 0), (&[0, 65], 3), (&[0, 1025], 0)]
+    {
         for head_dim in [2, 6, 16, 64, 128, 130] {
             for sign in [1.0, -1.0] {
                 check_gpu(&pass(cu_seqlens, first, head_dim, sign), 1e-6, 4e-3);

@@ -69,10 +69,7 @@ mod constructors {
     #[rhai_fn(name = "from_pretrained", return_raw)]
     pub fn from_pretrained(context: NativeCallContext<'_>, id: &str, options: Map) -> Answer<Model> {
         let given = LoadTable::parse(&options, &context)?;
-        let later = [
-            ("memory", given.memory.is_some()),
-            ("revision", given.revision.is_some()),
-        ];
+        let later = [("memory", given.memory.is_some()), ("revision", given.revision.is_some())];
         if let Some((name, _)) = later.into_iter().find(|(_, is_given)| *is_given) {
             return Err(not_there_yet(&context, &format!("the option {name}")));
         }
