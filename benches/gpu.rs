@@ -94,6 +94,7 @@ fn run(workload: &Workload, given: &Arguments) {
     let backend = Cuda::new(0, given.dtype).unwrap().with_tuning(given.is_tuned);
     let device = backend.device().clone();
     let dtype = backend.dtype().name();
+    device.reset_peak().unwrap();
     let started = Instant::now();
     let mut engine = Engine::random(backend, config(given.layers), 1).unwrap();
     engine

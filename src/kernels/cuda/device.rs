@@ -129,7 +129,8 @@ impl fmt::Debug for Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
+        // kernels may still run
+        if self.wait().is_ok() && self.bind().is_ok() {
             // SAFETY: loaded in `open`, unloaded here only; its functions are in `self` and go with it. An error means
             // that the context is gone and the module with it.
             let _ = unsafe { result::module::unload(self.module.0) };
@@ -206,6 +207,17 @@ impl Device {
             result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast()).map_err(driver("memory"))?;
         }
         Ok(bytes as usize)
+    }
+
+    /// Starts counting `peak_bytes` anew.
+    pub fn reset_peak(&self) -> Result<()> {
+        let mut zero = 0_u64;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+        // SAFETY: this attribute is read as a u64, which `zero` is.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(self.context.cu_device()).map_err(driver("memory"))?;
+            result::mem_pool::set_attribute(pool, attribute, (&raw mut zero).cast()).map_err(driver("memory"))
+        }
     }
 
     /// Waits until everything asked for is done.
