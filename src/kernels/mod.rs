@@ -74,8 +74,6 @@ pub enum Error {
     Driver { op: &'static str, code: u32, said: String },
     #[error("`{op}` on the GPU: cuBLASLt answered with status {status}")]
     Blas { op: &'static str, status: u32 },
-    #[error("`{op}` on the GPU: cuBLASLt has no product of shape {shape:?} in {dtype}")]
-    NoProduct { op: &'static str, shape: [usize; 3], dtype: &'static str },
     #[error("the program holds no kernel `{name}` for {dtype} on this GPU")]
     NoKernel { name: &'static str, dtype: &'static str },
 }

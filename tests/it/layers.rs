@@ -57,7 +57,7 @@ const LONGEST_FILE: usize = 500;
 const NOT_OPERATIONS: &[&str] = &["cpu", "cuda", "reference", "testing"];
 
 /// Operations without a kernel of their own: their products are cuBLASLt's.
-const NO_KERNEL: &[&str] = &["gemm", "lora"];
+const NO_KERNEL: &[&str] = &["lora"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -202,10 +202,7 @@ fn every_operation_has_contract_reference_cpu_gpu_and_tests() {
             continue;
         }
         operations += 1;
-        let mut wanted = vec!["mod.rs", "reference.rs", "cpu.rs", "tests.rs"];
-        if name != "gemm" {
-            wanted.push("cuda.rs");
-        }
+        let mut wanted = vec!["mod.rs", "reference.rs", "cpu.rs", "cuda.rs", "tests.rs"];
         if !NO_KERNEL.contains(&name.as_str()) {
             wanted.push("kernel.cu");
         }

@@ -1,7 +1,8 @@
 //! Matrix products by cuBLASLt, loaded at run time, with a cache of plans.
 //!
 //! cuBLASLt counts columns first: the product row-major C = L·R is asked for as Cᵀ = Rᵀ·Lᵀ. Sums are f32; f32 operands
-//! are multiplied as f32, never as TF32; a product split over its depth is added up in f32.
+//! are multiplied as f32, never as TF32; a product split over its depth is added up in f32. Where it has no algorithm (odd
+//! strides in 16 bits), `gemm/kernel.cu` computes, visible in the timings as `gemm_plain`.
 #![expect(unsafe_code, reason = "calls a C library")]
 
 use std::collections::HashMap;
@@ -14,7 +15,7 @@ use libloading::Library;
 use super::device::{Buffer, Device, Pointer};
 use super::dtype::Dtype;
 use super::library;
-use crate::kernels::{Error, Result};
+use crate::kernels::{Error, Result, gemm};
 
 /// Bytes cuBLASLt may use beside the operands.
 const WORKSPACE: usize = 32 << 20;
@@ -32,6 +33,8 @@ const PREF_REDUCTION_SCHEMES: u32 = 3;
 const PREF_ALIGNMENT_A: u32 = 5;
 /// Split products are summed in the compute type, through the workspace.
 const REDUCTION_COMPUTE_TYPE: u32 = 2;
+/// The answer where no algorithm fits.
+const NOT_SUPPORTED: Status = 15;
 
 type Handle = *mut c_void;
 type Status = u32;
@@ -174,7 +177,8 @@ pub(crate) struct Blas {
     functions: Functions,
     handle: Handle,
     workspace: Buffer,
-    plans: Mutex<HashMap<Key, Plan>>,
+    /// None where there is no algorithm.
+    plans: Mutex<HashMap<Key, Option<Plan>>>,
     is_tuned: bool,
     path: String,
     // last: the functions live in it
@@ -255,13 +259,16 @@ impl Blas {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let key = key(product);
         if plans.len() >= MOST_PLANS && !plans.contains_key(&key) {
-            plans.drain().for_each(|(_, plan)| self.free(&plan));
+            plans.drain().filter_map(|(_, plan)| plan).for_each(|plan| self.free(&plan));
         }
         if !plans.contains_key(&key) {
             let plan = self.plan(device, name, product, &key)?;
             plans.insert(key.clone(), plan);
         }
-        let Some(plan) = plans.get(&key) else { unreachable!("inserted above") };
+        let Some(Some(plan)) = plans.get(&key) else {
+            // SAFETY: the caller's.
+            return unsafe { gemm::cuda::product(device, product) };
+        };
         let algorithm = &plan.algorithm;
         device.timed(name, || {
             // SAFETY: the caller's; the plan was made for these strides.
@@ -306,15 +313,19 @@ impl Blas {
         }
     }
 
-    fn plan(&self, device: &Device, name: &'static str, product: &Product, key: &Key) -> Result<Plan> {
+    fn plan(&self, device: &Device, name: &'static str, product: &Product, key: &Key) -> Result<Option<Plan>> {
         let mut plan =
             Plan { desc: std::ptr::null_mut(), layouts: [std::ptr::null_mut(); 4], algorithm: Algorithm([0; 8]) };
         let made =
             self.describe(name, product, &mut plan).and_then(|()| self.choose(device, name, product, key, &plan));
         match made {
-            Ok(algorithm) => {
+            Ok(Some(algorithm)) => {
                 plan.algorithm = algorithm;
-                Ok(plan)
+                Ok(Some(plan))
+            }
+            Ok(None) => {
+                self.free(&plan);
+                Ok(None)
             }
             Err(error) => {
                 self.free(&plan);
@@ -353,7 +364,7 @@ impl Blas {
         Ok(())
     }
 
-    /// The first algorithm cuBLASLt names, or the fastest of them.
+    /// The first algorithm cuBLASLt names, or the fastest of them; none where it has none.
     fn choose(
         &self,
         device: &Device,
@@ -361,7 +372,7 @@ impl Blas {
         product: &Product,
         key: &Key,
         plan: &Plan,
-    ) -> Result<Algorithm> {
+    ) -> Result<Option<Algorithm>> {
         let f = &self.functions;
         let mut preference = std::ptr::null_mut();
         // SAFETY: writes a new preference to `preference`.
@@ -388,6 +399,9 @@ impl Blas {
             (f.pref_destroy)(preference);
             status
         };
+        if status == NOT_SUPPORTED {
+            return Ok(None);
+        }
         ok(name, status)?;
         let usable: Vec<Algorithm> = found
             .iter()
@@ -396,9 +410,9 @@ impl Blas {
             .map(|found| found.algorithm)
             .collect();
         match usable.as_slice() {
-            [] => Err(Error::NoProduct { op: name, shape: key.shape, dtype: product.dtype.name() }),
-            [only] => Ok(*only),
-            many => self.fastest(device, product, plan, many),
+            [] => Ok(None),
+            [only] => Ok(Some(*only)),
+            many => self.fastest(device, product, plan, many).map(Some),
         }
     }
 
@@ -449,7 +463,7 @@ impl Blas {
 impl Drop for Blas {
     fn drop(&mut self) {
         let plans = std::mem::take(&mut *self.plans.lock().unwrap_or_else(PoisonError::into_inner));
-        plans.values().for_each(|plan| self.free(plan));
+        plans.values().flatten().for_each(|plan| self.free(plan));
         // SAFETY: made in `open`, destroyed here only.
         unsafe { (self.functions.destroy)(self.handle) };
     }

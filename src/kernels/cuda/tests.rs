@@ -77,3 +77,55 @@ fn operations_on_the_gpu_are_measured_when_asked() {
         assert!(gpu.device().peak_bytes().unwrap() >= 4 * 4096);
     }
 }
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn the_plain_product_on_the_gpu_equals_cublaslt() {
+    for gpu in gpus() {
+        for (rows, cols, depth) in [(1, 1, 1), (17, 33, 65), (64, 48, 128)] {
+            for (left_turned, right_turned) in [(false, false), (false, true), (true, false), (true, true)] {
+                let write = |act: &mut Act, rows, cols, seed| {
+                    gpu.write_act(act, rows, cols, &Random::new(seed).values(rows * cols)).unwrap();
+                };
+                let (mut left, mut right, mut start) = (gpu.act(), gpu.act(), gpu.act());
+                let shape = |turned: bool, rows, cols| if turned { (cols, rows) } else { (rows, cols) };
+                let (left_shape, right_shape) = (shape(left_turned, rows, depth), shape(right_turned, depth, cols));
+                write(&mut left, left_shape.0, left_shape.1, 1);
+                write(&mut right, right_shape.0, right_shape.1, 2);
+                write(&mut start, rows, cols, 3);
+                let outs = [(); 2].map(|()| {
+                    let mut out = gpu.act();
+                    gpu.resize(&mut out, rows, cols).unwrap();
+                    out
+                });
+                for (out, is_plain) in outs.iter().zip([true, false]) {
+                    let product = Product {
+                        rows,
+                        cols,
+                        depth,
+                        dtype: gpu.dtype(),
+                        left: Operand { at: left.pointer(), stride: left_shape.1, transposed: left_turned },
+                        right: Operand { at: right.pointer(), stride: right_shape.1, transposed: right_turned },
+                        alpha: 1.5,
+                        start: Some((start.pointer(), cols)),
+                        out: (out.pointer(), cols),
+                        out_dtype: gpu.dtype(),
+                    };
+                    let device = gpu.device();
+                    // SAFETY: the matrices were written in these shapes just above, the output sized.
+                    #[expect(unsafe_code, reason = "starts products")]
+                    unsafe {
+                        if is_plain {
+                            crate::kernels::gemm::cuda::product(device, &product).unwrap();
+                        } else {
+                            gpu.blas.product(device, "test", &product).unwrap();
+                        }
+                    }
+                }
+                let [plain, library] = outs.map(|out| gpu.read_act(&out).unwrap());
+                let tolerance = if gpu.dtype() == Dtype::F32 { 1e-5 } else { 1e-2 };
+                assert_close(&plain, &library, tolerance);
+            }
+        }
+    }
+}
