@@ -31,6 +31,8 @@ pub(super) enum Command {
     Run(Run),
     /// Tell a recipe's parameters and imports without running it
     Describe(Describe),
+    /// Tell what this machine has to compute with, and what is missing
+    Doctor,
 }
 
 /// `unslothify RECIPE …`, `unslothify run RECIPE …`
@@ -48,9 +50,16 @@ pub(super) struct Run {
     /// Where run folders are made
     #[arg(long, value_name = "DIR", default_value = "outputs", env = "UNSLOTHIFY_OUT", hide_env = true)]
     pub out: PathBuf,
-    /// Where to compute
-    #[arg(long, value_name = "DEVICE", default_value = "auto", env = "UNSLOTHIFY_DEVICE", hide_env = true)]
-    pub device: DeviceName,
+    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        default_value = "auto",
+        env = "UNSLOTHIFY_DEVICE",
+        hide_env = true,
+        value_parser = device
+    )]
+    pub device: Device,
     /// How many threads to use [default: all cores]
     #[arg(long, value_name = "N", env = "UNSLOTHIFY_THREADS", hide_env = true, value_parser = threads)]
     pub threads: Option<usize>,
@@ -91,36 +100,30 @@ pub(super) enum When {
     Never,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum DeviceName {
-    /// The best one there is
-    Auto,
-    /// The processor
-    Cpu,
-}
-
-impl From<DeviceName> for Device {
-    fn from(name: DeviceName) -> Self {
-        match name {
-            DeviceName::Auto => Self::Auto,
-            DeviceName::Cpu => Self::Cpu,
-        }
-    }
-}
-
 impl Arguments {
     /// Is standard error to be coloured? `auto` honours NO_COLOR, CLICOLOR_FORCE and TERM=dumb.
     pub fn color(&self) -> bool {
         let color = match &self.command {
             Some(Command::Run(run)) => run.color,
             Some(Command::Describe(describe)) => describe.color,
-            None => self.run.color,
+            Some(Command::Doctor) | None => self.run.color,
         };
         match color.color {
             When::Always => true,
             When::Never => false,
             When::Auto => AutoStream::choice(&std::io::stderr()) != ColorChoice::Never,
         }
+    }
+}
+
+fn device(text: &str) -> Result<Device, String> {
+    let wanted = || "wanted `auto`, `cpu`, `cuda` or `cuda:N`, N being a number of the driver's".to_string();
+    match (text, text.strip_prefix("cuda:")) {
+        ("auto", _) => Ok(Device::Auto),
+        ("cpu", _) => Ok(Device::Cpu),
+        ("cuda", _) => Ok(Device::Cuda(0)),
+        (_, Some(index)) => index.parse().map(Device::Cuda).map_err(|_| wanted()),
+        _ => Err(wanted()),
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod arguments;
 mod describe;
+mod doctor;
 mod output;
 mod run;
 mod signals;
@@ -39,6 +40,7 @@ fn command(argv: Vec<OsString>, stop: &Stop) -> u8 {
     let color = arguments.color();
     let result = match arguments.command {
         Some(Command::Describe(describe)) => describe::main(&describe),
+        Some(Command::Doctor) => doctor::main(),
         Some(Command::Run(run)) => run::main(&run, words, stop),
         None => run::main(&arguments.run, words, stop),
     };

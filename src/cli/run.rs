@@ -32,7 +32,7 @@ pub(super) fn main(arguments: &Run, argv: Vec<String>, stop: &Stop) -> anyhow::R
     let options = SessionOptions {
         given: given(arguments)?,
         out: Some(arguments.out.clone()),
-        device: arguments.device.into(),
+        device: arguments.device,
         threads: arguments.threads,
         terminal: console.clone(),
         stop: stop.clone(),

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use crate::kernels::{Backend, StateSegment};
 use crate::weights::{Checkpoint, ModelConfig};
 
+use super::frozen::Source;
 use super::head::HeadWork;
 use super::layer::{Layer, Saved, Work};
 use super::lora::{self, Lora, Matrix, Slot};
 use super::net::Net;
+use super::random::RandomBase;
 use super::{AdapterTensor, Batch, BatchFault, Cancel, Error, LoadOptions, LoraConfig, Result};
 
 /// Whether a backward follows.
@@ -59,6 +61,15 @@ impl<B: Backend> Engine<B> {
 
     /// As `load`; `cancel` stops it, and every later pass, within one layer.
     pub fn load_until(backend: B, checkpoint: &Checkpoint, options: &LoadOptions, cancel: Cancel) -> Result<Self> {
+        Self::from_source(backend, checkpoint, options, cancel)
+    }
+
+    /// A base of the shape of `config` with random values, its linears in NF4: to measure with, for no file is read.
+    pub fn random(backend: B, config: ModelConfig, seed: u64) -> Result<Self> {
+        Self::from_source(backend, &RandomBase::new(config, seed), &LoadOptions::default(), Cancel::new())
+    }
+
+    fn from_source(backend: B, checkpoint: &dyn Source, options: &LoadOptions, cancel: Cancel) -> Result<Self> {
         Ok(Self {
             work: Work::new(&backend)?,
             head_work: HeadWork::new(&backend)?,
@@ -210,6 +221,7 @@ impl<B: Backend> Engine<B> {
             return Err(Error::NoAdapter);
         }
         self.free_for_change()?;
+        self.net.backend.check_training()?;
         let segments = self.forward_saving(batch)?;
         let (dx, work) = (Some(&mut self.dx), &mut self.head_work);
         let loss = self.net.head().loss(&self.work.next, (&rows, &targets), normalizer, dx, work)?;

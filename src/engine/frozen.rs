@@ -37,8 +37,29 @@ pub(super) struct Frozen<B: Backend> {
     pub inverse_frequencies: B::Full,
 }
 
+/// Where the tensors of a base come from, by the names of a checkpoint.
+pub(super) trait Source {
+    fn config(&self) -> &ModelConfig;
+    fn matrix(&self, name: &str) -> Result<StoredMatrix>;
+    fn vector(&self, name: &str) -> Result<Vec<f32>>;
+}
+
+impl Source for Checkpoint {
+    fn config(&self) -> &ModelConfig {
+        Self::config(self)
+    }
+
+    fn matrix(&self, name: &str) -> Result<StoredMatrix> {
+        Ok(Self::matrix(self, name)?)
+    }
+
+    fn vector(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(Self::vector(self, name)?)
+    }
+}
+
 impl<B: Backend> Frozen<B> {
-    pub fn load(backend: &B, checkpoint: &Checkpoint, options: &LoadOptions, cancel: &Cancel) -> Result<Self> {
+    pub fn load(backend: &B, checkpoint: &dyn Source, options: &LoadOptions, cancel: &Cancel) -> Result<Self> {
         let config = checkpoint.config();
         let loader = Loader { backend, checkpoint, config, options };
         let (hidden, vocabulary) = (config.hidden_size, config.vocab_size);
@@ -73,7 +94,7 @@ impl<B: Backend> Frozen<B> {
 
 struct Loader<'a, B: Backend> {
     backend: &'a B,
-    checkpoint: &'a Checkpoint,
+    checkpoint: &'a dyn Source,
     config: &'a ModelConfig,
     options: &'a LoadOptions,
 }

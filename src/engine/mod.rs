@@ -13,6 +13,7 @@ mod head;
 mod layer;
 mod lora;
 mod net;
+mod random;
 #[cfg(test)]
 mod tests;
 mod trace;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::kernels::{Attention, Backend};
-use crate::weights::{Checkpoint, ModelConfig};
+use crate::weights::ModelConfig;
 
-use super::frozen::Frozen;
+use super::frozen::{Frozen, Source};
 use super::head::Head;
 use super::layer::Layer;
 use super::lora::Lora;
@@ -25,7 +25,7 @@ pub(super) struct Net<B: Backend> {
 }
 
 impl<B: Backend> Net<B> {
-    pub fn load(backend: B, checkpoint: &Checkpoint, options: &LoadOptions, cancel: Cancel) -> Result<Self> {
+    pub fn load(backend: B, checkpoint: &dyn Source, options: &LoadOptions, cancel: Cancel) -> Result<Self> {
         let config = checkpoint.config().clone();
         let attention = Attention {
             heads: config.num_attention_heads,

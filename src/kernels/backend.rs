@@ -86,6 +86,10 @@ pub trait Backend: Send + Sync + Debug + 'static {
 
     /// A short name for logs: `cpu`, `reference`.
     fn name(&self) -> &'static str;
+    /// Fails where gradients would not be right: a pass that a backward follows asks first.
+    fn check_training(&self) -> Result<()> {
+        Ok(())
+    }
     /// Runs `work` on the device's own threads: operations inside hand their parts over without waking a thread first.
     /// Wrap a whole pass in it; the results are the same without.
     fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {

@@ -1,12 +1,14 @@
 //! The arithmetic of training: one `Backend` trait, one folder per operation.
 //!
-//! `Cpu` computes in f32 on all cores; `Reference` computes the same in f64 with plain loops and is the proof.
+//! `Cpu` computes in f32 on all cores, `Cuda` on an NVIDIA GPU; `Reference` computes the same in f64 with plain loops and
+//! is the proof.
 
 // rows and columns by number, as in the formulas
 #![allow(clippy::needless_range_loop)]
 
 mod backend;
 mod cpu;
+pub mod cuda;
 mod frozen;
 mod matrix;
 mod reference;
@@ -33,6 +35,7 @@ mod testing;
 pub(crate) use backend::same;
 pub use backend::{AdamWStep, Attention, Backend, LoraGroup, LoraPart, StateSegment};
 pub use cpu::Cpu;
+pub use cuda::Cuda;
 pub use reference::Reference;
 
 /// Why an operation refused its arguments.
@@ -46,6 +49,35 @@ pub enum Error {
     /// process; so does a system that promises memory it does not have (Linux kills with signal 9).
     #[error("out of memory: {op} asked for {bytes} bytes")]
     Memory { op: &'static str, bytes: usize },
+    #[error(
+        "there is no NVIDIA driver on this machine: `--device cpu` computes without a GPU; a GPU needs the driver from \
+         nvidia.com or your system's packages (version 525 or newer)"
+    )]
+    NoDriver,
+    #[error("there is no GPU {index}: the driver shows {count}; `unslothify doctor` tells what is there")]
+    NoDevice { index: usize, count: usize },
+    #[error(
+        "this GPU has compute capability {major}.{minor}, wanted at least 7.5 (Turing): `--device cpu` runs without"
+    )]
+    OldDevice { major: i32, minor: i32 },
+    #[error("this GPU (compute capability {major}.{minor}) has no bf16, wanted at least 8.0: use f16 or f32")]
+    NoBf16 { major: i32, minor: i32 },
+    #[error(
+        "training in f16 is not there yet: its gradients need loss scaling; `dtype: \"f32\"` trains on every GPU, \
+         \"bf16\" from compute capability 8.0 on"
+    )]
+    NoF16Training,
+    #[error(
+        "the library cuBLASLt (libcublasLt.so.13 or .so.12) was not found: install the CUDA toolkit, or \
+         `pip install nvidia-cublas-cu12` and set LD_LIBRARY_PATH to its folder site-packages/nvidia/cublas/lib"
+    )]
+    NoBlas,
+    #[error("`{op}` on the GPU: {said} (CUDA error {code})")]
+    Driver { op: &'static str, code: u32, said: String },
+    #[error("`{op}` on the GPU: cuBLASLt answered with status {status}")]
+    Blas { op: &'static str, status: u32 },
+    #[error("the program holds no kernel `{name}` for {dtype} on this GPU")]
+    NoKernel { name: &'static str, dtype: &'static str },
 }
 
 pub type Result<T> = std::result::Result<T, Error>;

@@ -1,11 +1,70 @@
 //! What the operations' tests share: seeded values, both backends, comparisons.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::cell::Cell;
+use std::sync::OnceLock;
+
 use pulp::Arch;
 
-use super::{Backend, Cpu, Reference};
+use super::cuda::Dtype;
+use super::{Backend, Cpu, Cuda, Reference};
 pub(crate) use crate::quant::tests::levels;
 use crate::quant::{StoredMatrix, StoredValues};
+
+thread_local! {
+    /// What the values of a case are rounded to, so that a GPU and the reference start from the same.
+    static ROUNDING: Cell<Dtype> = const { Cell::new(Dtype::F32) };
+}
+
+fn rounded(values: &[f32]) -> Vec<f32> {
+    let round = |value: &f32| match ROUNDING.get() {
+        Dtype::F32 => *value,
+        Dtype::F16 => half::f16::from_f32(*value).to_f32(),
+        Dtype::Bf16 => half::bf16::from_f32(*value).to_f32(),
+    };
+    values.iter().map(round).collect()
+}
+
+/// The first GPU in f32, f16 and bf16, or none unless `UNSLOTHIFY_TEST_GPU=1` asks for it; then it must be there.
+pub(crate) fn gpus() -> &'static [Cuda] {
+    static GPUS: OnceLock<Vec<Cuda>> = OnceLock::new();
+    GPUS.get_or_init(|| {
+        if std::env::var("UNSLOTHIFY_TEST_GPU").as_deref() != Ok("1") {
+            println!("not run: UNSLOTHIFY_TEST_GPU=1 runs it, on a machine with a GPU");
+            return Vec::new();
+        }
+        let open = |dtype| Cuda::new(0, Some(dtype)).unwrap_or_else(|error| panic!("{error}"));
+        let mut gpus = vec![open(Dtype::F32), open(Dtype::F16)];
+        if gpus[0].device().capability() >= (8, 0) {
+            gpus.push(open(Dtype::Bf16));
+        }
+        gpus
+    })
+}
+
+/// Runs a case on the GPU in every dtype; `tolerance` holds for f32, `coarse` for bf16 and a quarter of it for f16.
+pub(crate) fn check_gpu(case: &impl Case, tolerance: f64, coarse: f64) {
+    for gpu in gpus() {
+        let allowed = match gpu.dtype() {
+            Dtype::F32 => tolerance,
+            Dtype::F16 => coarse / 4.0,
+            Dtype::Bf16 => coarse,
+        };
+        ROUNDING.set(gpu.dtype());
+        let (got, wanted) = (case.run(gpu), case.run(&Reference::new()));
+        ROUNDING.set(Dtype::F32);
+        assert_eq!(got.len(), wanted.len());
+        for (index, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
+            let difference = difference(got, wanted);
+            let dtype = gpu.dtype().name();
+            assert!(
+                difference <= allowed,
+                "{dtype}: output {index} ({} values) differs by {difference:e}, allowed {allowed:e}",
+                got.len()
+            );
+        }
+    }
+}
 
 /// Seeded values (splitmix64).
 pub(crate) struct Random(u64);
@@ -39,13 +98,13 @@ impl Random {
 
 pub(crate) fn act<B: Backend>(backend: &B, rows: usize, cols: usize, values: &[f32]) -> B::Act {
     let mut act = backend.act();
-    backend.write_act(&mut act, rows, cols, values).unwrap();
+    backend.write_act(&mut act, rows, cols, &rounded(values)).unwrap();
     act
 }
 
 pub(crate) fn full<B: Backend>(backend: &B, values: &[f32]) -> B::Full {
     let mut full = backend.full(values.len()).unwrap();
-    backend.write_full(&mut full, 0, values).unwrap();
+    backend.write_full(&mut full, 0, &rounded(values)).unwrap();
     full
 }
 
@@ -56,7 +115,7 @@ pub(crate) fn read_full<B: Backend>(backend: &B, full: &B::Full) -> Vec<f32> {
 }
 
 pub(crate) fn stored(rows: usize, cols: usize, values: &[f32]) -> StoredMatrix {
-    StoredMatrix { rows, cols, values: StoredValues::F32(values.to_vec()) }
+    StoredMatrix { rows, cols, values: StoredValues::F32(rounded(values)) }
 }
 
 /// An operation to be run on any backend; returns everything it wrote.

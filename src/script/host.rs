@@ -23,6 +23,8 @@ pub enum Device {
     #[default]
     Auto,
     Cpu,
+    /// An NVIDIA GPU, by the driver's number.
+    Cuda(usize),
 }
 
 impl fmt::Display for Device {
@@ -30,6 +32,7 @@ impl fmt::Display for Device {
         f.write_str(match self {
             Self::Auto => "auto",
             Self::Cpu => "cpu",
+            Self::Cuda(index) => return write!(f, "cuda:{index}"),
         })
     }
 }

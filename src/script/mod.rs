@@ -24,6 +24,7 @@ mod unsaved;
 #[cfg(test)]
 mod tests;
 
+pub use crate::train::{Description as Gpu, Findings as GpuFindings, findings as find_gpus};
 pub use engine::Register;
 pub use failure::{Failure, Frame, Kind, Place};
 pub use host::{Device, Error as HostError, Host};

@@ -35,6 +35,10 @@ pub enum Error {
         "a text of {got} tokens is longer than the {limit} this model was loaded for: cut the texts with `max_length`, or raise `max_seq_length`"
     )]
     TooLong { got: usize, limit: usize },
+    #[error(
+        "the CPU computes in f32, `dtype` asks for {dtype}: leave the option out, or choose a GPU with `--device cuda`"
+    )]
+    CpuDtype { dtype: &'static str },
     #[error("there is no text to evaluate on")]
     NothingToEvaluate,
     #[error(

@@ -5,18 +5,23 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::engine::{Cancel, Engine, LoadOptions};
-use crate::kernels::{Cpu, Reference};
+use crate::kernels::cuda::Dtype;
+use crate::kernels::{Cpu, Cuda, Reference};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, ModelConfig, TokenizerSource};
 use crate::{hub, io};
 
 use super::model::Parts;
 use super::runner::Runner;
-use super::{Model, Result};
+use super::{Error, Model, Result};
 
 /// What computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
+    /// The first GPU where there is one that can be used, else the processor.
+    Auto { threads: Option<usize> },
+    /// An NVIDIA GPU, by the driver's number.
+    Cuda { index: usize },
     /// f32 on the processor, on so many threads or as many as it has.
     Cpu { threads: Option<usize> },
     /// f64 plain loops: slow, the proof of the others.
@@ -34,6 +39,8 @@ pub struct LoadSettings {
     /// Bytes the processor may take to keep weights unpacked, ready for the product; half of the free memory when not
     /// given. Results are the same bits either way.
     pub unpacked_bytes: Option<u64>,
+    /// What a GPU keeps activations in: bf16 where it has it, else f16, unless said otherwise. The CPU has f32 alone.
+    pub dtype: Option<Dtype>,
     /// Set to stop whatever the model is doing, within one layer.
     pub cancel: Arc<AtomicBool>,
 }
@@ -41,7 +48,14 @@ pub struct LoadSettings {
 impl Default for LoadSettings {
     fn default() -> Self {
         let device = Device::Cpu { threads: None };
-        Self { load_in_4bit: false, max_seq_length: None, device, unpacked_bytes: None, cancel: Arc::default() }
+        Self {
+            load_in_4bit: false,
+            max_seq_length: None,
+            device,
+            unpacked_bytes: None,
+            dtype: None,
+            cancel: Arc::default(),
+        }
     }
 }
 
@@ -62,18 +76,52 @@ impl Model {
         };
         let tokenizer = Tokenizer::from_source(source, checkpoint.config(), checkpoint.origin())?;
         let options = LoadOptions { load_in_4bit: settings.load_in_4bit };
+        let chosen = choose(settings)?;
+        let unpacked = match chosen {
+            Chosen::Cpu { .. } => Unpacked::new(checkpoint.config(), settings),
+            _ => Unpacked { wanted: 0, limit: 0 },
+        };
         let cancel = Cancel::from_flag(settings.cancel.clone());
-        let unpacked = Unpacked::new(checkpoint.config(), settings);
-        let runner: Box<dyn Runner> = match settings.device {
-            Device::Cpu { threads } => {
+        let (runner, remark): (Box<dyn Runner>, _) = match chosen {
+            Chosen::Cpu { threads, remark } => {
                 let cpu = Cpu::new(threads).with_dense_limit(usize::try_from(unpacked.limit).unwrap_or(usize::MAX));
-                Box::new(Engine::load_until(cpu, checkpoint, &options, cancel)?)
+                (Box::new(Engine::load_until(cpu, checkpoint, &options, cancel)?), remark)
             }
-            Device::Reference => Box::new(Engine::load_until(Reference::new(), checkpoint, &options, cancel)?),
+            Chosen::Cuda(gpu) => (Box::new(Engine::load_until(*gpu, checkpoint, &options, cancel)?), None),
+            Chosen::Reference => (Box::new(Engine::load_until(Reference::new(), checkpoint, &options, cancel)?), None),
         };
         let origin = checkpoint.origin().to_owned();
         let max_seq_length = settings.max_seq_length;
-        Self::new(Parts { runner, tokenizer, tokenizer_json, origin, max_seq_length, unpacked })
+        Self::new(Parts { runner, tokenizer, tokenizer_json, origin, max_seq_length, unpacked, remark })
+    }
+}
+
+/// The device that computes.
+enum Chosen {
+    /// `remark` is what a user should know about the choice.
+    Cpu {
+        threads: Option<usize>,
+        remark: Option<String>,
+    },
+    Cuda(Box<Cuda>),
+    Reference,
+}
+
+fn choose(settings: &LoadSettings) -> Result<Chosen> {
+    let on_cpu = |threads, remark| match settings.dtype {
+        None | Some(Dtype::F32) => Ok(Chosen::Cpu { threads, remark }),
+        Some(dtype) => Err(Error::CpuDtype { dtype: dtype.name() }),
+    };
+    let gpu = |index| Cuda::new(index, settings.dtype);
+    match settings.device {
+        Device::Cpu { threads } => on_cpu(threads, None),
+        Device::Cuda { index } => Ok(Chosen::Cuda(Box::new(gpu(index).map_err(crate::engine::Error::from)?))),
+        Device::Reference => Ok(Chosen::Reference),
+        Device::Auto { threads } if !Cuda::is_driver_there() => on_cpu(threads, None),
+        Device::Auto { threads } => match gpu(0) {
+            Ok(gpu) => Ok(Chosen::Cuda(Box::new(gpu))),
+            Err(error) => on_cpu(threads, Some(format!("computing on the CPU, because {error}"))),
+        },
     }
 }
 

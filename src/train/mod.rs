@@ -15,6 +15,7 @@ mod runner;
 mod text;
 
 pub use crate::engine::{LoraConfig, MODULES};
+pub use crate::kernels::cuda::{Description, Dtype, Findings};
 pub use adapter::{LoadedAdapter, SavedAdapter};
 pub use error::{Error, Result, Rows};
 pub use evaluate::Evaluation;
@@ -24,3 +25,8 @@ pub use model::{Model, Parameters, WeakModel};
 pub use optimizer::{Algorithm, Optimizer};
 pub use pace::{Beat, Pace};
 pub use rate::learning_rate;
+
+/// Looks for GPUs and what they need, and tells what was found.
+pub fn findings() -> Findings {
+    crate::kernels::Cuda::findings()
+}

@@ -32,6 +32,8 @@ struct Shared {
     tokenizer: Tokenizer,
     tokenizer_json: Vec<u8>,
     origin: String,
+    /// What a user should know about the choice of the device.
+    remark: Option<String>,
     /// Tokens a text may have.
     limit: usize,
     unpacked: Unpacked,
@@ -65,6 +67,7 @@ pub(super) struct Parts {
     pub origin: String,
     pub max_seq_length: Option<usize>,
     pub unpacked: Unpacked,
+    pub remark: Option<String>,
 }
 
 impl Model {
@@ -79,6 +82,7 @@ impl Model {
             tokenizer: parts.tokenizer,
             tokenizer_json: parts.tokenizer_json,
             origin: parts.origin,
+            remark: parts.remark,
             anchor: glue::anchor()?,
             rows: Mutex::default(),
             steps: AtomicU64::new(0),
@@ -113,6 +117,11 @@ impl Model {
     /// The device's short name.
     pub fn device(&self) -> &'static str {
         self.runner().device()
+    }
+
+    /// Why the device is not the one that might be expected.
+    pub fn remark(&self) -> Option<&str> {
+        self.0.remark.as_deref()
     }
 
     /// Bytes of the frozen base on the device.

@@ -113,7 +113,7 @@ fn wrong_calls_end_with_a_place_and_a_remedy() {
         ("Dataset::from_texts([1]);", "every text must be a string"),
         ("Model::from_pretrained(\"/etc\");", "may not read"),
         ("Model::from_pretrained(\"no/such\");", "no/such"),
-        ("Model::from_pretrained(\"auto\", #{ dtype: \"bf16\" });", "not there yet"),
+        ("Model::from_pretrained(\"auto\", #{ dtype: \"bf8\" });", "must be \"bf16\""),
         ("model.save_pretrained(\"../out\");", "leads out of the run's folder"),
         ("model.generate(\"a\", #{ max_new_tokens: 100000 });", "the model reads 1024"),
         ("model.generate(\"a\", #{ temperature: -1 });", "temperature"),

@@ -10,7 +10,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("io", &[]),
     ("quant", &[]),
     ("schedule", &[]),
-    ("kernels", &["quant", "philox"]),
+    ("kernels", &["quant", "philox", "io"]),
     ("weights", &["quant", "io"]),
     ("hub", &["weights", "io"]),
     ("tokenizer", &["weights", "io"]),
@@ -60,7 +60,10 @@ const RESERVED: &[(&str, &[&str])] = &[
 const LONGEST_FILE: usize = 500;
 
 /// `src/kernels/` entries that are not operations.
-const NOT_OPERATIONS: &[&str] = &["cpu", "reference", "testing"];
+const NOT_OPERATIONS: &[&str] = &["cpu", "cuda", "reference", "testing"];
+
+/// Operations without a kernel of their own: their products are cuBLASLt's.
+const NO_KERNEL: &[&str] = &["lora"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -232,7 +235,7 @@ fn no_file_is_longer_than_500_lines() {
 }
 
 #[test]
-fn every_operation_has_contract_reference_cpu_and_tests() {
+fn every_operation_has_contract_reference_cpu_gpu_and_tests() {
     let mut missing = Vec::new();
     let mut operations = 0;
     for entry in fs::read_dir(root().join("src/kernels")).unwrap() {
@@ -242,7 +245,11 @@ fn every_operation_has_contract_reference_cpu_and_tests() {
             continue;
         }
         operations += 1;
-        for file in ["mod.rs", "reference.rs", "cpu.rs", "tests.rs"] {
+        let mut wanted = vec!["mod.rs", "reference.rs", "cpu.rs", "cuda.rs", "tests.rs"];
+        if !NO_KERNEL.contains(&name.as_str()) {
+            wanted.push("kernel.cu");
+        }
+        for file in wanted {
             if !folder.join(file).is_file() {
                 missing.push(format!("src/kernels/{name}/{file}"));
             }

@@ -4,6 +4,7 @@
 mod counting;
 mod fixture;
 mod forward;
+mod gpu;
 mod gradients;
 mod optimizers;
 mod oracles;

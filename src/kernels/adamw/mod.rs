@@ -4,6 +4,7 @@
 //! `p −= lr/(1−β1ᵗ)·m / (√v/√(1−β2ᵗ) + eps)`. Source: torch.optim.AdamW; Loshchilov & Hutter 2017, arXiv:1711.05101.
 
 pub(super) mod cpu;
+pub(super) mod cuda;
 pub(super) mod reference;
 #[cfg(test)]
 pub(in crate::kernels) mod tests;

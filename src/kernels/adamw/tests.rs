@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use crate::kernels::testing::{Case, Random, assert_close, check, difference, full, read_full};
+use crate::kernels::testing::{Case, Random, assert_close, check, check_gpu, difference, full, read_full};
 use crate::kernels::{AdamWStep, Backend, Cpu, Error, Reference, StateSegment};
 
 pub(crate) fn step(step: u64) -> AdamWStep {
@@ -71,4 +71,13 @@ fn a_segment_outside_the_buffer_is_an_error() {
     let [params, m, v] = &mut state;
     let result = backend.adamw(params, &vec![0.0; 3], m, v, &segments, &step(1));
     assert!(matches!(result, Err(Error::Index { op: "adamw", index: 4, len: 3 })));
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn the_gpu_computes_what_the_reference_computes() {
+    check_gpu(&pass(&[1], 1e-8), 1e-6, 1e-2);
+    check_gpu(&pass(&[64, 63, 65], 1e-8), 1e-6, 1e-2);
+    check_gpu(&pass(&[256, 257, 255, 512], 1e-8), 1e-6, 1e-2);
+    check_gpu(&pass(&[40_000, 5, 17_001], 1e-8), 1e-6, 1e-2);
 }

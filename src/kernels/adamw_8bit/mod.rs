@@ -11,6 +11,7 @@
 
 mod codes;
 pub(super) mod cpu;
+pub(super) mod cuda;
 pub(super) mod reference;
 #[cfg(test)]
 mod tests;
@@ -31,19 +32,39 @@ pub(super) struct State<'a, F> {
     pub v: &'a mut [F],
 }
 
+/// Lengths of the buffers of one step; of two that belong together, the shorter.
+pub(super) struct Lens {
+    pub params: usize,
+    pub gradients: usize,
+    pub codes: usize,
+    pub absmax: usize,
+    pub full: usize,
+}
+
 /// Checks the lengths, and that 8-bit segments start at a block.
 pub(super) fn check<F>(params: &[F], gradients: &[F], state: &State<'_, F>, segments: &[StateSegment]) -> Result<()> {
+    let lens = Lens {
+        params: params.len(),
+        gradients: gradients.len(),
+        codes: state.codes_m.len().min(state.codes_v.len()),
+        absmax: state.absmax_m.len().min(state.absmax_v.len()),
+        full: state.m.len().min(state.v.len()),
+    };
+    check_lens(&lens, segments)
+}
+
+pub(super) fn check_lens(lens: &Lens, segments: &[StateSegment]) -> Result<()> {
     let op = "adamw_8bit";
-    same(op, "the length of gradients", gradients.len(), params.len())?;
+    same(op, "the length of gradients", lens.gradients, lens.params)?;
     check_apart(op, segments)?;
     for segment in segments {
-        check_end(op, segment, params.len())?;
+        check_end(op, segment, lens.params)?;
         if segment.eight_bit {
             same(op, "the offset of a segment modulo 256", segment.offset % BLOCK, 0)?;
-            check_end(op, segment, state.codes_m.len().min(state.codes_v.len()))?;
-            check_end(op, segment, state.absmax_m.len().min(state.absmax_v.len()).saturating_mul(BLOCK))?;
+            check_end(op, segment, lens.codes)?;
+            check_end(op, segment, lens.absmax.saturating_mul(BLOCK))?;
         } else {
-            check_end(op, segment, state.m.len().min(state.v.len()))?;
+            check_end(op, segment, lens.full)?;
         }
     }
     Ok(())

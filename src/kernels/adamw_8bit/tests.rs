@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::excessive_precision)]
 
 use crate::kernels::adamw::tests::step;
-use crate::kernels::testing::{Random, assert_close, assert_same_bits, difference, full, levels, read_full};
+use crate::kernels::testing::{Random, assert_close, assert_same_bits, difference, full, gpus, levels, read_full};
 use crate::kernels::{AdamWStep, Backend, Cpu, Error, Reference, StateSegment};
 
 /// The parameters and the whole state of a backend.
@@ -207,5 +207,34 @@ fn the_table_gives_the_nearest_code() {
     for value in values {
         assert_eq!(super::codes::SIGNED.nearest(value), nearest(signed_map(), value), "{value:e}");
         assert_eq!(super::codes::UNSIGNED.nearest(value), nearest(unsigned_map(), value), "{value:e}");
+    }
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn the_gpu_gives_the_golden_values_and_the_bits_of_the_cpu() {
+    let segments = [
+        StateSegment { offset: 0, len: 300, eight_bit: true },
+        StateSegment { offset: 512, len: 100, eight_bit: false },
+        StateSegment { offset: 768, len: 30_001, eight_bit: true },
+    ];
+    for gpu in gpus().iter().take(1) {
+        golden(gpu);
+        let mut random = Random::new(61);
+        let params = random.values(768 + 30_001);
+        let cpu = Cpu::new(Some(1));
+        let mut wanted = Run::new(&cpu, &params, &segments);
+        let mut got = Run::new(gpu, &params, &segments);
+        for t in 1..=3 {
+            let mut gradients = random.values(params.len());
+            gradients[5] = f32::NAN;
+            let step = AdamWStep { gradient_scale: 0.5, ..step(t) };
+            wanted.step(&gradients, &step).unwrap();
+            got.step(&gradients, &step).unwrap();
+            assert_same_bits(&got.params(), &wanted.params());
+            assert_eq!(got.codes(), wanted.codes());
+            assert_same_bits(&read_full(gpu, &got.absmax.0), &read_full(&cpu, &wanted.absmax.0));
+            assert_same_bits(&read_full(gpu, &got.moments.1), &read_full(&cpu, &wanted.moments.1));
+        }
     }
 }

@@ -8,6 +8,7 @@
 //! Source: Dao et al. 2022, arXiv:2205.14135, algorithms 1 and 4.
 
 pub(super) mod cpu;
+pub(super) mod cuda;
 pub(super) mod reference;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use crate::kernels::testing::{
-    Case, Random, act, assert_close, assert_same_bits, check, check_gradient, difference, levels, read_full, wide,
+    Case, Random, act, assert_close, assert_same_bits, check, check_gpu, check_gradient, difference, gpus, levels,
+    read_full, wide,
 };
 use crate::kernels::{Attention, Backend, Cpu, Error, Reference, matrix::Matrix, matrix::Texts};
 
@@ -109,6 +110,20 @@ fn a_text_gives_the_same_bits_alone_or_in_a_batch() {
     assert_same_bits(&alone.values, &batch.values[first * 96..(first + len) * 96]);
 }
 
+/// The outputs of a text read in five pieces.
+fn steps<B: Backend>(backend: &B, values: &[f32], width: usize, attention: &Attention) -> Vec<f32> {
+    let (mut keys, mut cached_values, mut all) = (backend.act(), backend.act(), Vec::new());
+    let mut cached = 0;
+    for new in [9, 1, 1, 10, 2] {
+        let part = act(backend, new, width, &values[cached * width..(cached + new) * width]);
+        let mut o = backend.act();
+        backend.attention_cached(&part, &mut keys, &mut cached_values, cached, attention, &mut o).unwrap();
+        cached += new;
+        all.extend(backend.read_act(&o).unwrap());
+    }
+    all
+}
+
 #[test]
 fn cached_steps_continue_a_text() {
     let mut random = Random::new(13);
@@ -122,18 +137,6 @@ fn cached_steps_continue_a_text() {
         reference.attention(&whole, &segments, &attention, &mut o, &mut lse).unwrap();
         let wanted = reference.read_act(&o).unwrap();
         let o_width = attention.heads * attention.head_dim;
-        fn steps<B: Backend>(backend: &B, values: &[f32], width: usize, attention: &Attention) -> Vec<f32> {
-            let (mut keys, mut cached_values, mut all) = (backend.act(), backend.act(), Vec::new());
-            let mut cached = 0;
-            for new in [9, 1, 1, 10, 2] {
-                let part = act(backend, new, width, &values[cached * width..(cached + new) * width]);
-                let mut o = backend.act();
-                backend.attention_cached(&part, &mut keys, &mut cached_values, cached, attention, &mut o).unwrap();
-                cached += new;
-                all.extend(backend.read_act(&o).unwrap());
-            }
-            all
-        }
         assert_close(&steps(&reference, &values, width, &attention), &wanted, 1e-6);
         for level in levels() {
             let cpu = |threads| Cpu::new(Some(threads)).with_arch(level);
@@ -190,4 +193,55 @@ fn a_geometry_that_does_not_fit_is_an_error() {
     }
     assert!(matches!(backend.segments(&[1, 2], 0), Err(Error::Size { .. })));
     assert!(matches!(backend.segments(&[0, 3, 2], 0), Err(Error::Size { .. })));
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn the_gpu_computes_what_the_reference_computes() {
+    let lengths: [&[usize]; 7] =
+        [&[1], &[17, 1, 0, 33], &[64], &[65], &[20, 63, 130], &[15, 16, 17, 48, 49], &[128, 127, 129, 1, 300]];
+    let geometries = [(1, 1, 1), (2, 2, 16), (6, 2, 24), (3, 1, 65), (8, 2, 64), (2, 1, 128), (1, 1, 256)];
+    for lengths in lengths {
+        for (heads, kv_heads, head_dim) in geometries {
+            for window in [None, Some(1), Some(7), Some(64), Some(100)] {
+                check_gpu(&Pass::new(lengths, geometry(heads, kv_heads, head_dim, window)), 5e-6, 1.5e-2);
+            }
+        }
+    }
+    // scores that reach far beyond what exp can hold without the running maximum
+    check_gpu(&Pass { spread: 8.0, ..Pass::new(&[200], geometry(4, 2, 64, None)) }, 2e-5, 1.5e-2);
+    let pass = |window| Pass::new(&[70], geometry(2, 1, 64, window));
+    let right = pass(Some(16)).run(&Reference::new());
+    for gpu in gpus() {
+        for (right, wrong) in right.iter().zip(&pass(Some(17)).run(gpu)) {
+            assert!(difference(wrong, right) > 1.5e-2);
+        }
+    }
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn the_gpu_gives_the_same_bits_again() {
+    for gpu in gpus() {
+        for pass in [Pass::new(&[300, 77], geometry(8, 2, 64, None)), Pass::new(&[200], geometry(4, 1, 128, Some(50)))]
+        {
+            for (first, second) in pass.run(gpu).iter().zip(&pass.run(gpu)) {
+                assert_same_bits(first, second);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn cached_steps_continue_a_text_on_the_gpu() {
+    for gpu in gpus() {
+        let tolerance = if gpu.dtype() == crate::kernels::cuda::Dtype::F32 { 3e-6 } else { 1e-2 };
+        for attention in [geometry(6, 2, 24, None), geometry(4, 4, 8, Some(5)), geometry(8, 2, 128, None)] {
+            let values = Random::new(13).values(23 * attention.width());
+            let narrow = gpu.dtype().decode(&gpu.dtype().encode(&values));
+            let wanted = steps(&Reference::new(), &narrow, attention.width(), &attention);
+            assert_close(&steps(gpu, &narrow, attention.width(), &attention), &wanted, tolerance);
+        }
+    }
 }

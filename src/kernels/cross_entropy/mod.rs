@@ -5,6 +5,7 @@
 //! logits (T, V), targets (T). The row's maximum is subtracted first, so logits of ±1e4 are safe.
 
 pub(super) mod cpu;
+pub(super) mod cuda;
 pub(super) mod reference;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use crate::kernels::testing::{Case, Random, act, assert_close, check, check_gradient, difference, wide};
+use crate::kernels::testing::{
+    Case, Random, act, assert_close, check, check_gpu, check_gradient, difference, gpus, wide,
+};
 use crate::kernels::{Backend, Cpu, Error, Reference, matrix::Matrix};
 
 struct Pass {
@@ -101,4 +103,22 @@ fn a_logit_that_is_not_a_number_shows_in_the_loss() {
     let backend = Cpu::new(Some(1));
     let mut logits = act(&backend, 1, 3, &[0.0, f32::NAN, 1.0]);
     assert!(backend.cross_entropy(&mut logits, &vec![0], 1.0).unwrap().is_nan());
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn the_gpu_computes_what_the_reference_computes() {
+    for (rows, vocabulary) in [(1, 1), (1, 63), (3, 64), (7, 65), (70, 513), (9, 4099), (3, 32768)] {
+        for spread in [1.0, 15.0] {
+            check_gpu(&Pass { rows, vocabulary, spread, weight: 0.125 }, 3e-6, 4e-3);
+        }
+    }
+    for gpu in gpus().iter().take(1) {
+        let mut flat = act(gpu, 1, 32768, &[0.5; 32768]);
+        let loss = gpu.cross_entropy(&mut flat, &gpu.index(&[9]).unwrap(), 1.0).unwrap();
+        assert!((loss - 32768_f64.ln()).abs() < 1e-5);
+        let mut steep = act(gpu, 1, 3, &[1e4, -1e4, 0.0]);
+        let loss = gpu.cross_entropy(&mut steep, &gpu.index(&[1]).unwrap(), 1.0).unwrap();
+        assert!((loss - 2e4).abs() < 1e-2 && gpu.read_act(&steep).unwrap().iter().all(|v| v.is_finite()));
+    }
 }

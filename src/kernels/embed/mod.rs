@@ -1,6 +1,7 @@
 //! Rows `ids` of the embedding table: `x[t] = table[ids[t]]`; table (V, D), x (T, D).
 
 pub(super) mod cpu;
+pub(super) mod cuda;
 pub(super) mod reference;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use crate::kernels::testing::{Case, Random, check, difference, stored};
+use crate::kernels::testing::{Case, Random, check, check_gpu, difference, stored};
 use crate::kernels::{Backend, Cpu, Error, Reference};
 
 struct Pass {
@@ -43,4 +43,12 @@ fn an_id_outside_the_table_is_an_error() {
     let table = backend.weight(vec![stored(2, 2, &[0.0; 4])]).unwrap();
     let result = backend.embed(&table, &vec![0, 2], &mut backend.act());
     assert!(matches!(result, Err(Error::Index { op: "embed", index: 2, len: 2 })));
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn the_gpu_computes_what_the_reference_computes() {
+    for ids in [vec![], vec![10], vec![0, 4, 5, 6, 0], vec![7; 600]] {
+        check_gpu(&pass(&ids), 0.0, 0.0);
+    }
 }

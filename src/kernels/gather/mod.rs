@@ -3,6 +3,7 @@
 //! The head computes logits only for rows that have a target: it gathers them before and scatters their gradient after.
 
 pub(super) mod cpu;
+pub(super) mod cuda;
 pub(super) mod reference;
 #[cfg(test)]
 mod tests;

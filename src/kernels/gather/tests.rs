@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use crate::kernels::testing::{Case, Random, act, check};
+use crate::kernels::testing::{Case, Random, act, check, check_gpu};
 use crate::kernels::{Backend, Cpu, Error};
 
 struct Pass {
@@ -45,4 +45,12 @@ fn rows_outside_are_errors() {
     assert!(matches!(result, Err(Error::Index { op: "gather_rows", index: 2, len: 2 })));
     let result = backend.scatter_rows(&x, &vec![0], &mut x.clone());
     assert!(matches!(result, Err(Error::Size { op: "scatter_rows", got: 2, wanted: 1, .. })));
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn the_gpu_computes_what_the_reference_computes() {
+    for (rows, width, picked) in [(1, 1, vec![0]), (3, 65, vec![]), (700, 64, (0..700).rev().step_by(3).collect())] {
+        check_gpu(&Pass { rows, width, picked }, 0.0, 0.0);
+    }
 }

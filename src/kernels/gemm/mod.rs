@@ -6,6 +6,7 @@
 //! That, and weights packed once instead of on every call, is why this is not the `gemm` crate.
 
 pub(super) mod cpu;
+pub(super) mod cuda;
 pub(super) mod reference;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@
 //! Backward: `dx = dy·W [+ ds·A]`; dy (T, N), ds (T, R) which already carries the scale, dx (T, K). W gets no gradient.
 
 pub(super) mod cpu;
+pub(super) mod cuda;
 pub(super) mod reference;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,8 @@
 use pulp::Arch;
 
 use crate::kernels::testing::{
-    Case, Random, act, assert_close, assert_same_bits, check, check_gradient, difference, full, levels, stored, wide,
+    Case, Random, act, assert_close, assert_same_bits, check, check_gpu, check_gradient, difference, full, gpus,
+    levels, stored, wide,
 };
 use crate::kernels::{Backend, Cpu, Error, LoraGroup, LoraPart, Reference, matrix::Matrix};
 
@@ -197,4 +198,53 @@ fn packed_weights_stay_within_the_limit() {
     let weight = backend.weight(vec![stored(64, 64, &[1.0; 64 * 64])]).unwrap();
     backend.linear(&x, &weight, None, None, &mut y).unwrap();
     assert_eq!(backend.weight_bytes(&weight), 2 * 64 * 64 * 4);
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn the_gpu_computes_what_the_reference_computes() {
+    for pass in passes() {
+        check_gpu(&pass, 5e-6, 1e-2);
+    }
+    let pass = |scale| Pass { rows: 7, in_features: 64, parts: [40, 24, 64], rank: 4, scale };
+    let right = pass(1.5).run(&Reference::new());
+    for gpu in gpus().iter().take(1) {
+        assert!(difference(&pass(1.6).run(gpu)[1], &right[1]) > 1e-3);
+    }
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn the_gpu_dequantises_to_the_bits_of_the_cpu() {
+    use crate::quant::{FloatType, Nf4Scales, StoredMatrix, StoredValues, nf4};
+    // whole blocks; rows that end inside one; an odd number of values, which puts the second part off its alignment
+    for (rows, cols) in [(3, 64), (5, 72), (9, 65), (260, 256), (1, 7)] {
+        for dtype in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
+            for is_nested in [true, false] {
+                let part = |seed| {
+                    let (codes, absmax) = nf4::quantize(&Random::new(seed).values(rows * cols));
+                    let absmax = if is_nested { nf4::quantize_scales(&absmax) } else { Nf4Scales::Plain(absmax) };
+                    let values = StoredValues::Nf4(crate::quant::Nf4Values { codes, absmax, dtype });
+                    StoredMatrix::new(rows, cols, values).unwrap()
+                };
+                let parts = vec![part(1), stored(2, cols, &Random::new(2).values(2 * cols)), part(3)];
+                for gpu in gpus() {
+                    let narrow = |value: &f32| gpu.dtype().decode(&gpu.dtype().encode(&[*value]))[0];
+                    let wanted: Vec<f32> =
+                        parts.iter().flat_map(StoredMatrix::dequantize).map(|value| narrow(&value)).collect();
+                    let weight = gpu.weight(parts.clone()).unwrap();
+                    let all = 2 * rows + 2;
+                    let ids: Vec<u32> = (0..all as u32).collect();
+                    let mut x = gpu.act();
+                    gpu.embed(&weight, &gpu.index(&ids).unwrap(), &mut x).unwrap();
+                    assert_same_bits(&gpu.read_act(&x).unwrap(), &wanted);
+                    // dy = 1 picks the rows of the scratch one by one
+                    let mut one = vec![0.0; all * all];
+                    one.iter_mut().step_by(all + 1).for_each(|value| *value = 1.0);
+                    gpu.linear_backward(&act(gpu, all, all, &one), &weight, None, &mut x).unwrap();
+                    assert_close(&gpu.read_act(&x).unwrap(), &wanted, 0.0);
+                }
+            }
+        }
+    }
 }

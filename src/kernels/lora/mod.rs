@@ -6,6 +6,7 @@
 //! Source: Hu et al. 2021, arXiv:2106.09685, eq. 3.
 
 pub(super) mod cpu;
+pub(super) mod cuda;
 pub(super) mod reference;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use crate::kernels::testing::{Case, Random, act, check, difference, full, read_full};
+use crate::kernels::testing::{Case, Random, act, check, check_gpu, difference, full, read_full};
 use crate::kernels::{Backend, Cpu, Error, LoraGroup, LoraPart, Reference};
 
 /// Adapters on all of `outs` but the one of rank 0.
@@ -124,4 +124,15 @@ fn parts_outside_the_buffer_are_errors() {
     group.parts[0].a = len;
     let result = backend.lora_down(&x, &group, &params, &mut backend.act());
     assert!(matches!(result, Err(Error::Index { op: "lora_down", .. })));
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn the_gpu_computes_what_the_reference_computes() {
+    check_gpu(&pass(1, 1, &[1], &[1], 2.5), 2e-6, 1e-2);
+    check_gpu(&pass(5, 65, &[33, 2, 64], &[8, 0, 3], 2.5), 2e-6, 1e-2);
+    check_gpu(&pass(70, 130, &[256, 64, 65], &[16, 16, 16], 0.5), 3e-6, 1e-2);
+    check_gpu(&pass(13, 96, &[40, 200], &[64, 40], 1.0), 3e-6, 1e-2);
+    check_gpu(&pass(200, 256, &[520, 300], &[16, 16], 2.0), 5e-6, 1e-2);
+    check_gpu(&pass(4097, 512, &[512, 128, 128], &[16, 16, 16], 2.0), 1e-5, 1e-2);
 }

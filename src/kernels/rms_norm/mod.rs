@@ -5,6 +5,7 @@
 //! Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
 
 pub(super) mod cpu;
+pub(super) mod cuda;
 pub(super) mod reference;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use crate::kernels::testing::{
-    Case, Random, act, assert_close, check, check_gradient, difference, full, read_full, wide,
+    Case, Random, act, assert_close, check, check_gpu, check_gradient, difference, full, gpus, read_full, wide,
 };
 use crate::kernels::{Backend, Cpu, Error, Reference, matrix::Matrix};
 
@@ -89,4 +89,17 @@ fn statistics_that_no_memory_holds_are_an_error() {
     let x = Matrix::<f32> { rows, cols: 0, values: Vec::new() };
     let failed = Cpu::new(Some(1)).rms_norm(&x, &Vec::new(), 1e-5, &mut Matrix::new(), &mut Vec::new());
     assert!(matches!(failed, Err(Error::Memory { op: "rms_norm", bytes }) if bytes == 4 * rows), "{failed:?}");
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn the_gpu_computes_what_the_reference_computes() {
+    for (rows, width) in [(1, 1), (1, 63), (3, 64), (5, 65), (160, 257), (513, 130), (3, 4096), (2, 14336), (4097, 8)] {
+        check_gpu(&Pass { rows, width, eps: 1e-5 }, 2e-6, 4e-3);
+    }
+    let right = Pass { rows: 5, width: 65, eps: 1e-5 }.run(&Reference::new());
+    for gpu in gpus().iter().take(1) {
+        let wrong = Pass { rows: 5, width: 65, eps: 1e-4 }.run(gpu);
+        assert!(difference(&wrong[0], &right[0]) > 2e-6 && difference(&wrong[2], &right[2]) > 2e-6);
+    }
 }

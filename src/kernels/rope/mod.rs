@@ -7,6 +7,7 @@
 //! Source: Su et al. 2021, arXiv:2104.09864, eq. 34.
 
 pub(super) mod cpu;
+pub(super) mod cuda;
 pub(super) mod reference;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use crate::kernels::testing::{Case, Random, act, assert_close, check, difference, full};
+use crate::kernels::testing::{Case, Random, act, assert_close, check, check_gpu, difference, full};
 use crate::kernels::{Attention, Backend, Cpu, Error, Reference};
 
 struct Pass {
@@ -80,4 +80,18 @@ fn an_odd_head_is_an_error() {
     let segments = backend.segments(&[0, 1], 0).unwrap();
     let result = backend.rope(&mut qkv, &segments, &attention, &vec![1.0], 1.0);
     assert!(matches!(result, Err(Error::Size { what: "head_dim modulo 2", got: 1, wanted: 0, .. })));
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn the_gpu_computes_what_the_reference_computes() {
+    for (cu_seqlens, first) in
+        [(&[0, 1][..], 0), (&[0, 1][..], 4000), (&[0, 17, 18, 18, 80], 0), (&[0, 65], 3), (&[0, 1025], 0)]
+    {
+        for head_dim in [2, 6, 16, 64, 128, 130] {
+            for sign in [1.0, -1.0] {
+                check_gpu(&pass(cu_seqlens, first, head_dim, sign), 1e-6, 4e-3);
+            }
+        }
+    }
 }

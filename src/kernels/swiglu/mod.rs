@@ -6,6 +6,7 @@
 //! Source: Shazeer 2020, arXiv:2002.05202, eq. 6.
 
 pub(super) mod cpu;
+pub(super) mod cuda;
 pub(super) mod reference;
 #[cfg(test)]
 mod tests;

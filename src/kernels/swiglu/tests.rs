@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use crate::kernels::testing::{Case, Random, act, assert_close, check, check_gradient, difference, wide};
+use crate::kernels::testing::{Case, Random, act, assert_close, check, check_gpu, check_gradient, difference, wide};
 use crate::kernels::{Backend, Cpu, Error, Reference, matrix::Matrix};
 
 struct Pass {
@@ -79,4 +79,14 @@ fn halves_of_different_width_are_an_error() {
     assert!(matches!(backend.swiglu(&gate_up, &mut backend.act()), Err(Error::Size { op: "swiglu", .. })));
     let mut dh = act(&backend, 1, 3, &[1.0; 3]);
     assert!(matches!(backend.swiglu_backward(&mut dh, &mut gate_up), Err(Error::Size { got: 5, wanted: 6, .. })));
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn the_gpu_computes_what_the_reference_computes() {
+    for (rows, width) in [(1, 1), (1, 64), (3, 63), (7, 65), (70, 257), (2, 14336), (1025, 40)] {
+        for spread in [1.0, 20.0] {
+            check_gpu(&Pass { rows, width, spread }, 2e-6, 4e-3);
+        }
+    }
 }

@@ -11,7 +11,7 @@ use crate::generate::{Finish, Options, Sampling};
 use crate::script::options::OneOrMany;
 use crate::script::{Device as Choice, Failure};
 use crate::tokenizer::Tokenizer;
-use crate::train::{Device, LoadSettings, LoraConfig, MODULES, Model, Unpacked};
+use crate::train::{Device, Dtype, LoadSettings, LoraConfig, MODULES, Model, Unpacked};
 use crate::{io, options};
 
 use super::batches::{Batches, MicroBatch};
@@ -24,7 +24,7 @@ options! {
         load_in_4bit: bool = false, "keep the frozen linears in NF4; what a file has quantised stays as it is";
         max_seq_length: Option<usize> = None, 1.., "longest text in tokens; the model's own limit when not given";
         adapter: Option<String> = None, "folder of an adapter to put on";
-        dtype: Option<String> = None, "not there yet";
+        dtype: Option<String> = None, "what a GPU computes in: \"bf16\", \"f16\" or \"f32\"; the best it has when not given";
         memory: Option<Dynamic> = None, "not there yet";
         revision: Option<String> = None, "not there yet";
     }
@@ -72,11 +72,7 @@ mod constructors {
     #[rhai_fn(name = "from_pretrained", return_raw)]
     pub fn from_pretrained(context: NativeCallContext<'_>, id: &str, options: Map) -> Answer<Model> {
         let given = LoadTable::parse(&options, &context)?;
-        let later = [
-            ("dtype", given.dtype.is_some()),
-            ("memory", given.memory.is_some()),
-            ("revision", given.revision.is_some()),
-        ];
+        let later = [("memory", given.memory.is_some()), ("revision", given.revision.is_some())];
         if let Some((name, _)) = later.into_iter().find(|(_, is_given)| *is_given) {
             return Err(not_there_yet(&context, &format!("the option {name}")));
         }
@@ -85,9 +81,12 @@ mod constructors {
             load_in_4bit: given.load_in_4bit,
             max_seq_length: given.max_seq_length,
             device: match host.device() {
-                Choice::Auto | Choice::Cpu => Device::Cpu { threads: host.threads() },
+                Choice::Auto => Device::Auto { threads: host.threads() },
+                Choice::Cpu => Device::Cpu { threads: host.threads() },
+                Choice::Cuda(index) => Device::Cuda { index },
             },
             unpacked_bytes: None,
+            dtype: given.dtype.as_deref().map(|name| dtype(&context, name)).transpose()?,
             cancel: host.cancel(),
         };
         let place = place(&context, id)?;
@@ -98,6 +97,9 @@ mod constructors {
         host.models().add(&model);
         if model.unpacked().is_short() {
             host.note(&short_of_memory(id, &model));
+        }
+        if let Some(remark) = model.remark() {
+            host.note(remark);
         }
         if id == "auto" {
             host.note(&chosen(&model));
@@ -142,7 +144,7 @@ fn place(context: &NativeCallContext<'_>, id: &str) -> Answer<Option<String>> {
 fn chosen(model: &Model) -> String {
     let millions = model.config().parameters() as f64 / 1e6;
     format!(
-        "`auto` took {} ({millions:.1} M parameters, part of this program) because no GPU is used yet; \
+        "`auto` took {} ({millions:.1} M parameters, part of this program) because it is the only one that needs no download; \
          `--set base_model=FOLDER` or a .gguf file takes another",
         model.origin()
     )
@@ -164,6 +166,12 @@ fn short_of_memory(id: &str, model: &Model) -> String {
         gib(wanted),
         gib(limit)
     )
+}
+
+fn dtype(context: &NativeCallContext<'_>, name: &str) -> Answer<Dtype> {
+    let all = [Dtype::Bf16, Dtype::F16, Dtype::F32];
+    let found = all.into_iter().find(|dtype| dtype.name() == name);
+    found.ok_or_else(|| LoadTable::SCHEMA.wrong("dtype", "must be \"bf16\", \"f16\" or \"f32\"", context))
 }
 
 fn load_adapter(context: &NativeCallContext<'_>, model: &Model, dir: &str) -> Answer<String> {

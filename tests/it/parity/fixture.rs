@@ -46,8 +46,11 @@ pub struct Facts {
     pub peak: f64,
 }
 
+/// `tests/fixtures/parity` under `UNSLOTHIFY_TEST_ROOT`, which a test binary carried to another machine needs, or in the
+/// repository.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity")
+    let repository = std::env::var_os("UNSLOTHIFY_TEST_ROOT").map(PathBuf::from);
+    repository.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).join("tests/fixtures/parity")
 }
 
 /// Every float tensor of a safetensors file, widened to f32.

@@ -1,0 +1,52 @@
+//! `unslothify doctor`: what there is to compute with, and how to get what is missing.
+
+use std::fmt::Write;
+
+use super::output;
+use crate::script::{Gpu, GpuFindings, find_gpus};
+
+const GIB: f64 = (1_u64 << 30) as f64;
+
+pub(super) fn main() -> anyhow::Result<()> {
+    output::print(&report(&find_gpus()))
+}
+
+fn report(found: &GpuFindings) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, what: &str| {
+        let _ = writeln!(text, "{name:<10}{what}");
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    line("cpu", &format!("{threads} threads, f32"));
+    match &found.driver {
+        Ok((major, minor)) => line("driver", &format!("found, up to CUDA {major}.{minor}")),
+        Err(error) => line("driver", &format!("missing: {error}")),
+    }
+    for (index, gpu) in found.devices.iter().enumerate() {
+        match gpu {
+            Ok(gpu) => line(&format!("cuda:{index}"), &describe(gpu)),
+            Err(error) => line(&format!("cuda:{index}"), &format!("not usable: {error}")),
+        }
+    }
+    if found.driver.is_ok() && found.devices.is_empty() {
+        line("gpu", "the driver shows none");
+    }
+    match &found.blas {
+        Ok((path, version)) => {
+            let (major, minor) = (version / 10_000, version / 100 % 100);
+            line("cublasLt", &format!("{major}.{minor} in {path}"));
+        }
+        Err(error) => line("cublasLt", &format!("missing: {error}")),
+    }
+    let is_usable = found.blas.is_ok() && found.devices.iter().any(Result::is_ok);
+    line("so", if is_usable { "`--device auto` computes on cuda:0" } else { "`--device auto` computes on the CPU" });
+    text
+}
+
+fn describe(gpu: &Gpu) -> String {
+    let (free, total) = (gpu.free_bytes as f64 / GIB, gpu.total_bytes as f64 / GIB);
+    let (major, minor) = gpu.capability;
+    let dtype = gpu.dtype.name();
+    let bf16 = if dtype == "bf16" { "bf16" } else { "no bf16: f16 to generate, `dtype: \"f32\"` to train" };
+    format!("{}, {free:.1} of {total:.1} GiB free, compute capability {major}.{minor}, {bf16}", gpu.name)
+}

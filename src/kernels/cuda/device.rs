@@ -1,0 +1,454 @@
+//! One GPU: its stream, its memory, and the compiled kernels.
+//!
+//! One stream, so that everything happens in the order it was asked for and no event is needed between two operations.
+//! Memory comes from the driver's pool, which is told to keep what it has: giving it back at each wait costs 130 times
+//! more.
+#![expect(unsafe_code, reason = "calls the CUDA driver")]
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, result, sys};
+
+use super::compiled;
+use super::dtype::Dtype;
+use super::timing::Timings;
+use crate::kernels::{Error, Result};
+
+/// Threads of an elementwise block.
+pub(crate) const THREADS: u32 = 256;
+/// Blocks of an elementwise kernel per multiprocessor: enough to fill it, the rest is the kernel's own loop.
+const BLOCKS_PER_MULTIPROCESSOR: usize = 16;
+/// Dynamic shared memory every kernel may use without being asked for.
+const PLAIN_SHARED: u32 = 48 * 1024;
+
+/// One argument of a kernel: the bytes of a pointer, an `i64` or an `f32`, in the low end of eight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arg(u64);
+
+impl From<usize> for Arg {
+    fn from(value: usize) -> Self {
+        Self(value as u64)
+    }
+}
+
+impl From<f32> for Arg {
+    fn from(value: f32) -> Self {
+        Self(u64::from(value.to_bits()))
+    }
+}
+
+/// The address of a byte on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pointer(pub(super) u64);
+
+impl Pointer {
+    pub(crate) const NULL: Self = Self(0);
+
+    pub(crate) fn plus(self, bytes: usize) -> Self {
+        Self(self.0 + bytes as u64)
+    }
+}
+
+impl From<Pointer> for Arg {
+    fn from(pointer: Pointer) -> Self {
+        Self(pointer.0)
+    }
+}
+
+/// How many blocks of how many threads, and their dynamic shared memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grid {
+    blocks: usize,
+    threads: u32,
+    shared: u32,
+}
+
+impl Grid {
+    pub(crate) fn new(blocks: usize, threads: u32) -> Self {
+        Self { blocks, threads, shared: 0 }
+    }
+
+    pub(crate) fn with_shared(self, bytes: usize) -> Self {
+        Self { shared: u32::try_from(bytes).unwrap_or(u32::MAX), ..self }
+    }
+}
+
+/// Bytes on the device; empty ones take no memory.
+#[derive(Debug, Default)]
+pub(crate) struct Buffer {
+    slice: Option<CudaSlice<u8>>,
+}
+
+impl Buffer {
+    pub(crate) fn len(&self) -> usize {
+        self.slice.as_ref().map_or(0, CudaSlice::len)
+    }
+
+    pub(crate) fn pointer(&self) -> Pointer {
+        self.slice.as_ref().map_or(Pointer::NULL, |slice| Pointer(slice.device_ptr(slice.stream()).0))
+    }
+}
+
+struct Function {
+    raw: sys::CUfunction,
+    /// Dynamic shared memory it has been allowed.
+    shared: u32,
+}
+
+// SAFETY: a function handle is a name inside the driver, which takes calls from any thread; `Device` keeps the module
+// that holds it loaded.
+unsafe impl Send for Function {}
+
+struct Module(sys::CUmodule);
+
+// SAFETY: the driver takes calls on a module from any thread; it is unloaded once, when its `Device` goes.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+/// A GPU with its stream and kernels.
+pub struct Device {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    module: Module,
+    functions: Mutex<HashMap<(&'static str, Dtype), Function>>,
+    timings: Mutex<Option<Timings>>,
+    multiprocessors: usize,
+    most_shared: usize,
+    capability: (i32, i32),
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Device").field("ordinal", &self.context.ordinal()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // kernels may still run
+        if self.wait().is_ok() && self.bind().is_ok() {
+            // SAFETY: loaded in `open`, unloaded here only; its functions are in `self` and go with it. An error means
+            // that the context is gone and the module with it.
+            let _ = unsafe { result::module::unload(self.module.0) };
+        }
+    }
+}
+
+pub(super) fn driver(op: &'static str) -> impl Fn(DriverError) -> Error {
+    move |error| Error::Driver { op, code: error.0 as u32, said: format!("{:?}", error.0) }
+}
+
+/// Is there a CUDA driver on this machine? Nothing else of cudarc may be called before this says so: it would panic.
+pub(super) fn is_driver_there() -> bool {
+    // SAFETY: looks for the library by its names and closes it again.
+    unsafe { sys::is_culib_present() }
+}
+
+impl Device {
+    pub(super) fn open(index: usize) -> Result<Self> {
+        if !is_driver_there() {
+            return Err(Error::NoDriver);
+        }
+        result::init().map_err(driver("start"))?;
+        let count = CudaContext::device_count().map_err(driver("start"))?;
+        if index >= usize::try_from(count).unwrap_or(0) {
+            return Err(Error::NoDevice { index, count: usize::try_from(count).unwrap_or(0) });
+        }
+        let context = CudaContext::new(index).map_err(driver("start"))?;
+        // SAFETY: no buffer exists yet, and all of them will use the one stream made below.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(driver("start"))?;
+        keep_pool(&context)?;
+        let attribute = |attribute| context.attribute(attribute).map_err(driver("start"));
+        let multiprocessors = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let most_shared = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let capability = context.compute_capability().map_err(driver("start"))?;
+        let image = compiled::image(capability)?;
+        // SAFETY: `image` is a whole cubin, or PTX with its final zero byte: what NVRTC wrote.
+        let module = unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(driver("load the kernels"))?;
+        Ok(Self {
+            context,
+            stream,
+            module: Module(module),
+            functions: Mutex::default(),
+            timings: Mutex::default(),
+            multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
+            most_shared: usize::try_from(most_shared).unwrap_or(0),
+            capability,
+        })
+    }
+
+    /// Major and minor version of what the chip can do: (9, 0) is a H100.
+    pub fn capability(&self) -> (i32, i32) {
+        self.capability
+    }
+
+    /// Shared memory a block may have.
+    pub(crate) fn most_shared(&self) -> usize {
+        self.most_shared
+    }
+
+    /// Free and total bytes.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.context.mem_get_info().map_err(driver("memory"))
+    }
+
+    /// The most bytes that were in use at once.
+    pub fn peak_bytes(&self) -> Result<usize> {
+        let mut bytes = 0_u64;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+        // SAFETY: this attribute is written as a u64, which `bytes` is.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(self.context.cu_device()).map_err(driver("memory"))?;
+            result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast()).map_err(driver("memory"))?;
+        }
+        Ok(bytes as usize)
+    }
+
+    /// Starts counting `peak_bytes` anew.
+    pub fn reset_peak(&self) -> Result<()> {
+        let mut zero = 0_u64;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+        // SAFETY: this attribute is read as a u64, which `zero` is.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(self.context.cu_device()).map_err(driver("memory"))?;
+            result::mem_pool::set_attribute(pool, attribute, (&raw mut zero).cast()).map_err(driver("memory"))
+        }
+    }
+
+    /// Waits until everything asked for is done.
+    pub fn wait(&self) -> Result<()> {
+        self.stream.synchronize().map_err(driver("wait"))
+    }
+
+    pub(super) fn raw_stream(&self) -> sys::CUstream {
+        self.stream.cu_stream()
+    }
+
+    pub(super) fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(driver("bind"))
+    }
+
+    // ---- memory --------------------------------------------------------------------------------------------
+
+    /// Memory with whatever is in it.
+    pub(crate) fn alloc(&self, op: &'static str, bytes: usize) -> Result<Buffer> {
+        if bytes == 0 {
+            return Ok(Buffer::default());
+        }
+        // SAFETY: bytes have no invalid value; every operation writes its output before anything reads it.
+        let slice = unsafe { self.stream.alloc::<u8>(bytes) };
+        match slice {
+            Ok(slice) => Ok(Buffer { slice: Some(slice) }),
+            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(Error::Memory { op, bytes }),
+            Err(error) => Err(driver(op)(error)),
+        }
+    }
+
+    pub(crate) fn upload<T: DeviceRepr>(&self, op: &'static str, values: &[T]) -> Result<Buffer> {
+        let mut buffer = self.alloc(op, size_of_val(values))?;
+        self.write(op, &mut buffer, 0, values)?;
+        Ok(buffer)
+    }
+
+    /// Copies `values` to the bytes from `offset` on.
+    pub(crate) fn write<T: DeviceRepr>(
+        &self,
+        op: &'static str,
+        to: &mut Buffer,
+        offset: usize,
+        values: &[T],
+    ) -> Result<()> {
+        let bytes = size_of_val(values);
+        inside(op, offset, bytes, to.len())?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: the bytes lie inside `to`: checked above. From pageable memory the call returns when it has read them.
+        unsafe { result::memcpy_htod_async(to.pointer().plus(offset).0, values, self.raw_stream()) }.map_err(driver(op))
+    }
+
+    /// Waits for everything asked for and copies the bytes from `offset` on.
+    pub(crate) fn read<T: DeviceRepr>(
+        &self,
+        op: &'static str,
+        from: &Buffer,
+        offset: usize,
+        values: &mut [T],
+    ) -> Result<()> {
+        let bytes = size_of_val(values);
+        inside(op, offset, bytes, from.len())?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: the bytes lie inside `from`: checked above; `values` outlives the wait below.
+        unsafe { result::memcpy_dtoh_async(values, from.pointer().plus(offset).0, self.raw_stream()) }
+            .map_err(driver(op))?;
+        self.wait()
+    }
+
+    pub(crate) fn copy(&self, op: &'static str, from: &Buffer, to: &mut Buffer, bytes: usize) -> Result<()> {
+        inside(op, 0, bytes, from.len())?;
+        inside(op, 0, bytes, to.len())?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        self.timed(op, || {
+            // SAFETY: the bytes lie inside both: checked above; `to` is borrowed alone, so they are two buffers.
+            unsafe { result::memcpy_dtod_async(to.pointer().0, from.pointer().0, bytes, self.raw_stream()) }
+                .map_err(driver(op))
+        })
+    }
+
+    pub(crate) fn zero(&self, op: &'static str, buffer: &mut Buffer, bytes: usize) -> Result<()> {
+        inside(op, 0, bytes, buffer.len())?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        self.timed(op, || {
+            // SAFETY: the bytes lie inside `buffer`: checked above.
+            unsafe { result::memset_d8_async(buffer.pointer().0, 0, bytes, self.raw_stream()) }.map_err(driver(op))
+        })
+    }
+
+    // ---- kernels -------------------------------------------------------------------------------------------
+
+    /// Blocks for `work` independent threads.
+    pub(crate) fn over(&self, work: usize) -> Grid {
+        let most = self.multiprocessors * BLOCKS_PER_MULTIPROCESSOR;
+        Grid::new(work.div_ceil(THREADS as usize).min(most), THREADS)
+    }
+
+    /// Starts the kernel `name` for `dtype`; nothing happens where the grid has no blocks.
+    ///
+    /// # Safety
+    ///
+    /// `args` are the kernel's parameters in order and of its types, and every buffer is as long as it will read or
+    /// write.
+    pub(crate) unsafe fn launch(&self, name: &'static str, dtype: Dtype, grid: Grid, args: &[Arg]) -> Result<()> {
+        if grid.blocks == 0 {
+            return Ok(());
+        }
+        let Some(blocks) = u32::try_from(grid.blocks).ok().filter(|&blocks| i32::try_from(blocks).is_ok()) else {
+            return Err(Error::Size {
+                op: name,
+                what: "the number of blocks",
+                got: grid.blocks,
+                wanted: i32::MAX as usize,
+            });
+        };
+        self.bind()?;
+        let function = self.function(name, dtype, grid.shared)?;
+        let mut values = args.to_vec();
+        let mut pointers: Vec<_> = values.iter_mut().map(|arg| (&raw mut arg.0).cast()).collect();
+        let (threads, shared) = (grid.threads, grid.shared);
+        self.timed(name, || {
+            // SAFETY: the caller vouches for the arguments; the function was found in the loaded module by its name.
+            unsafe {
+                let (grid, block) = ((blocks, 1, 1), (threads, 1, 1));
+                result::launch_kernel(function, grid, block, shared, self.raw_stream(), &mut pointers)
+            }
+            .map_err(driver(name))
+        })
+    }
+
+    fn function(&self, name: &'static str, dtype: Dtype, shared: u32) -> Result<sys::CUfunction> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(&(name, dtype)).filter(|function| function.shared >= shared) {
+            return Ok(function.raw);
+        }
+        let full = format!("{name}_{}", dtype.name());
+        let Ok(full) = CString::new(full) else { unreachable!("kernel names hold no zero byte") };
+        // SAFETY: the module is loaded as long as `self` lives.
+        let raw = unsafe { result::module::get_function(self.module.0, full) }
+            .map_err(|_| Error::NoKernel { name, dtype: dtype.name() })?;
+        if shared > PLAIN_SHARED {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: `raw` was found just above.
+            unsafe { result::function::set_function_attribute(raw, attribute, shared.cast_signed()) }
+                .map_err(driver(name))?;
+        }
+        functions.insert((name, dtype), Function { raw, shared: shared.max(PLAIN_SHARED) });
+        Ok(raw)
+    }
+
+    // ---- timings -------------------------------------------------------------------------------------------
+
+    /// Measures every operation from now on (true), or none (false).
+    pub fn measure(&self, is_on: bool) {
+        *self.timings.lock().unwrap_or_else(PoisonError::into_inner) = is_on.then(Timings::default);
+    }
+
+    /// Milliseconds and number of calls of each operation since `measure(true)`, longest first.
+    pub fn measured(&self) -> Result<Vec<(String, f64, usize)>> {
+        let mut timings = self.timings.lock().unwrap_or_else(PoisonError::into_inner);
+        timings.as_mut().map_or_else(|| Ok(Vec::new()), Timings::table)
+    }
+
+    pub(super) fn timed(&self, name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut timings = self.timings.lock().unwrap_or_else(PoisonError::into_inner);
+        match timings.as_mut() {
+            None => {
+                drop(timings);
+                work()
+            }
+            Some(timings) => timings.time(&self.stream, name, work),
+        }
+    }
+
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+}
+
+fn inside(op: &'static str, offset: usize, bytes: usize, len: usize) -> Result<()> {
+    let end = offset.saturating_add(bytes);
+    if end <= len { Ok(()) } else { Err(Error::Index { op, index: end, len }) }
+}
+
+/// Tells the driver's pool to keep freed memory for the next buffer.
+fn keep_pool(context: &CudaContext) -> Result<()> {
+    if !context.has_async_alloc() {
+        return Ok(());
+    }
+    let mut threshold = u64::MAX;
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: this attribute is read as a u64, which `threshold` is.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device()).map_err(driver("memory"))?;
+        result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast()).map_err(driver("memory"))
+    }
+}
+
+/// The newest CUDA version the driver supports.
+pub(super) fn driver_version() -> Result<(i32, i32)> {
+    if !is_driver_there() {
+        return Err(Error::NoDriver);
+    }
+    let mut version = 0;
+    // SAFETY: the driver is there; writes one number.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(driver("driver version"))?;
+    Ok((version / 1000, version % 1000 / 10))
+}
+
+pub(super) fn count() -> Result<usize> {
+    result::init().map_err(driver("start"))?;
+    Ok(usize::try_from(CudaContext::device_count().map_err(driver("start"))?).unwrap_or(0))
+}
+
+/// What GPU `index` is. Starts a context on it, which takes a moment and some memory.
+pub(super) fn describe(index: usize) -> Result<super::Description> {
+    let context = CudaContext::new(index).map_err(driver("start"))?;
+    let capability = context.compute_capability().map_err(driver("start"))?;
+    let (free_bytes, total_bytes) = context.mem_get_info().map_err(driver("memory"))?;
+    let name = context.name().map_err(driver("start"))?;
+    Ok(super::Description { name, capability, free_bytes, total_bytes, dtype: super::dtype_for(capability) })
+}

@@ -1,0 +1,128 @@
+//! `Cuda`: every operation on an NVIDIA GPU, in f32, f16 or bf16 with sums in f32.
+//!
+//! Always part of the program; the driver and cuBLASLt are looked for when a `Cuda` is made. An operation checks its
+//! sizes by the same functions as on the CPU, on shapes without values, and only then starts its kernel. Kernels are the
+//! `kernel.cu` of the operations' folders, compiled by `build/build.py` into `compiled/`.
+
+mod backend;
+mod blas;
+mod buffers;
+mod compiled;
+mod device;
+mod dtype;
+mod library;
+#[cfg(test)]
+mod tests;
+mod timing;
+mod weight;
+
+use std::sync::{Arc, Mutex};
+
+pub(crate) use backend::Products;
+pub(crate) use blas::{Blas, Operand, Product};
+pub(crate) use buffers::Tiles;
+pub use buffers::{Act, Bytes, Full, Index, Segments};
+pub use device::Device;
+pub(crate) use device::{Arg, Buffer, Grid, Pointer};
+pub use dtype::Dtype;
+pub use weight::Weight;
+pub(crate) use weight::{Part, Storage};
+
+use super::{Error, Result, adamw, rope};
+
+/// Queries of a tile of the forward attention kernels, and queries or keys of one of the backward kernels.
+pub(crate) const QUERIES_FORWARD: usize = 128;
+pub(crate) const ROWS_BACKWARD: usize = 64;
+
+/// The backend for NVIDIA GPUs.
+#[derive(Debug)]
+pub struct Cuda {
+    // before `device`: its buffers and handle go first
+    blas: Blas,
+    scratch: Mutex<Buffer>,
+    rotations: Mutex<Option<rope::cuda::Table>>,
+    segments: Mutex<Option<adamw::cuda::Table>>,
+    maps: Buffer,
+    device: Arc<Device>,
+    dtype: Dtype,
+}
+
+/// What a GPU is, for a person to read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Description {
+    pub name: String,
+    pub capability: (i32, i32),
+    pub free_bytes: usize,
+    pub total_bytes: usize,
+    /// The dtype `Cuda::new` takes there.
+    pub dtype: Dtype,
+}
+
+/// What was found of what a `Cuda` needs.
+#[derive(Debug)]
+pub struct Findings {
+    /// The newest CUDA version the driver supports, as (12, 4).
+    pub driver: Result<(i32, i32)>,
+    pub devices: Vec<Result<Description>>,
+    /// cuBLASLt's file and version, as 130002.
+    pub blas: Result<(String, usize)>,
+}
+
+impl Cuda {
+    /// GPU `index`; `None` computes in bf16 where the chip has it, else in f16.
+    pub fn new(index: usize, dtype: Option<Dtype>) -> Result<Self> {
+        let device = Arc::new(Device::open(index)?);
+        let dtype = dtype.unwrap_or(dtype_for(device.capability()));
+        if dtype == Dtype::Bf16 && device.capability() < (8, 0) {
+            let (major, minor) = device.capability();
+            return Err(Error::NoBf16 { major, minor });
+        }
+        let maps = [*crate::quant::dynamic::signed_map(), *crate::quant::dynamic::unsigned_map()].concat();
+        Ok(Self {
+            blas: Blas::open(&device)?,
+            scratch: Mutex::default(),
+            rotations: Mutex::default(),
+            segments: Mutex::default(),
+            maps: device.upload("maps", &maps)?,
+            device,
+            dtype,
+        })
+    }
+
+    /// Times several algorithms for every shape of product and keeps the fastest. Which one that is can differ from run
+    /// to run, and with it the last bits of the results.
+    pub fn with_tuning(mut self, is_tuned: bool) -> Self {
+        self.blas.set_tuned(is_tuned);
+        self
+    }
+
+    /// What activations are kept in.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Whether a driver is there that could run a `Cuda`; cheap, and never a reason to fail.
+    pub fn is_driver_there() -> bool {
+        device::is_driver_there()
+    }
+
+    /// Looks for everything that is needed and tells what it found.
+    pub fn findings() -> Findings {
+        let driver = device::driver_version();
+        let count = if driver.is_ok() { device::count() } else { Ok(0) };
+        let devices = match count {
+            Ok(count) => (0..count).map(device::describe).collect(),
+            Err(error) => vec![Err(error)],
+        };
+        Findings { driver, devices, blas: blas::find() }
+    }
+}
+
+/// bf16 from compute capability 8.0 on, f16 below.
+fn dtype_for(capability: (i32, i32)) -> Dtype {
+    if capability >= (8, 0) { Dtype::Bf16 } else { Dtype::F16 }
+}

@@ -1,0 +1,187 @@
+//! A frozen matrix on the device: NF4 as it is stored, or values of one dtype.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::device::{Arg, Buffer, Device, Pointer};
+use super::dtype::Dtype;
+use crate::kernels::{Error, Result, linear, same};
+use crate::quant::{FloatType, Nf4Scales, Nf4Values, StoredMatrix, StoredValues};
+
+/// The row-wise concatenation of stored matrices.
+#[derive(Debug)]
+pub struct Weight {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) parts: Vec<Part>,
+}
+
+/// Rows `first .. first + rows` of a weight.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub first: usize,
+    pub rows: usize,
+    pub storage: Storage,
+}
+
+#[derive(Debug)]
+pub(crate) enum Storage {
+    Dense { dtype: Dtype, values: Buffer },
+    Nf4(Nf4),
+}
+
+/// bitsandbytes' NF4: codes, and scales that are plain f32 or quantised themselves.
+#[derive(Debug)]
+pub(crate) struct Nf4 {
+    codes: Buffer,
+    /// Empty when the scales are plain.
+    scale_codes: Buffer,
+    absmax: Buffer,
+    map: Buffer,
+    offset: f32,
+    /// What dequantised values are rounded to first.
+    rounding: Dtype,
+}
+
+impl Nf4 {
+    fn new(device: &Device, values: &Nf4Values) -> Result<Self> {
+        let upload = |bytes: &[u8]| device.upload("weight", bytes);
+        let (scale_codes, absmax, map, offset) = match &values.absmax {
+            Nf4Scales::Plain(absmax) => (Buffer::default(), device.upload("weight", absmax)?, Buffer::default(), 0.0),
+            Nf4Scales::Nested { codes, absmax, map, offset } => {
+                (upload(codes)?, device.upload("weight", absmax)?, device.upload("weight", map)?, *offset)
+            }
+        };
+        let rounding = match values.dtype {
+            FloatType::F32 => Dtype::F32,
+            FloatType::F16 => Dtype::F16,
+            FloatType::Bf16 => Dtype::Bf16,
+        };
+        Ok(Self { codes: upload(&values.codes)?, scale_codes, absmax, map, offset, rounding })
+    }
+
+    /// The first arguments of the kernels that read NF4.
+    pub(crate) fn args(&self) -> [Arg; 6] {
+        let pointer = |buffer: &Buffer| Arg::from(buffer.pointer());
+        let [codes, scale_codes, absmax, map] = [&self.codes, &self.scale_codes, &self.absmax, &self.map].map(pointer);
+        [codes, scale_codes, absmax, map, self.offset.into(), self.rounding.kind().into()]
+    }
+}
+
+impl Weight {
+    /// What is neither NF4 nor f32 nor 16-bit is dequantised here. Under a 16-bit compute dtype every dense part is
+    /// rounded to it once, now instead of at each product; under f32 16-bit values stay as they are.
+    pub(super) fn new(device: &Device, dtype: Dtype, stored: Vec<StoredMatrix>) -> Result<Self> {
+        let cols = stored.first().map_or(0, |part| part.cols);
+        let mut weight = Self { rows: 0, cols, parts: Vec::new() };
+        let mut dense = Dense { first: 0, rows: 0, dtype, bytes: Vec::new() };
+        for part in stored {
+            same("weight", "the columns of a part", part.cols, cols)?;
+            // everything after reads as many values as these: their number must be right
+            let elements = part.rows.checked_mul(cols).ok_or(Error::Memory { op: "weight", bytes: usize::MAX })?;
+            let rows = part.rows;
+            match &part.values {
+                StoredValues::Nf4(values) => {
+                    check_nf4(values, elements)?;
+                    dense.close(device, &mut weight.parts)?;
+                    let storage = Storage::Nf4(Nf4::new(device, values)?);
+                    weight.parts.push(Part { first: weight.rows, rows, storage });
+                }
+                values => {
+                    let (kept, bytes) = encode(values, &part, dtype);
+                    same("weight", "the bytes of a part", bytes.len(), elements * kept.bytes())?;
+                    if dense.dtype != kept {
+                        dense.close(device, &mut weight.parts)?;
+                    }
+                    if dense.rows == 0 {
+                        (dense.first, dense.dtype) = (weight.rows, kept);
+                    }
+                    dense.rows += rows;
+                    if dense.bytes.is_empty() { dense.bytes = bytes } else { dense.bytes.extend(bytes) }
+                }
+            }
+            weight.rows += rows;
+        }
+        dense.close(device, &mut weight.parts)?;
+        Ok(weight)
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        let bytes = |part: &Part| match &part.storage {
+            Storage::Dense { values, .. } => values.len(),
+            Storage::Nf4(nf4) => nf4.codes.len() + nf4.scale_codes.len() + nf4.absmax.len() + nf4.map.len(),
+        };
+        self.parts.iter().map(bytes).sum()
+    }
+
+    /// Lends the whole matrix in `dtype` to `work`: itself if it is stored so, else dequantised into `scratch`.
+    ///
+    /// The device works in order, so the scratch may be filled anew as soon as `work` has asked for its product.
+    pub(crate) fn with<R>(
+        &self,
+        device: &Device,
+        scratch: &Mutex<Buffer>,
+        dtype: Dtype,
+        work: impl FnOnce(Pointer) -> Result<R>,
+    ) -> Result<R> {
+        if let [Part { storage: Storage::Dense { dtype: stored, values }, .. }] = self.parts.as_slice()
+            && *stored == dtype
+        {
+            return work(values.pointer());
+        }
+        let mut scratch = scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = self.rows * self.cols * dtype.bytes();
+        if scratch.len() < bytes {
+            *scratch = Buffer::default();
+            *scratch = device.alloc("weight", bytes)?;
+        }
+        for part in &self.parts {
+            let out = scratch.pointer().plus(part.first * self.cols * dtype.bytes());
+            linear::cuda::dequantize(device, part, part.rows * self.cols, (out, dtype))?;
+        }
+        work(scratch.pointer())
+    }
+}
+
+/// Consecutive dense parts of one dtype, on their way to one buffer.
+struct Dense {
+    first: usize,
+    rows: usize,
+    dtype: Dtype,
+    bytes: Vec<u8>,
+}
+
+impl Dense {
+    fn close(&mut self, device: &Device, parts: &mut Vec<Part>) -> Result<()> {
+        if self.rows > 0 {
+            let values = device.upload("weight", &std::mem::take(&mut self.bytes))?;
+            let storage = Storage::Dense { dtype: self.dtype, values };
+            parts.push(Part { first: self.first, rows: std::mem::take(&mut self.rows), storage });
+        }
+        Ok(())
+    }
+}
+
+fn check_nf4(values: &Nf4Values, elements: usize) -> Result<()> {
+    let blocks = elements.div_ceil(crate::quant::nf4::BLOCK);
+    same("weight", "bytes of codes", values.codes.len(), elements.div_ceil(2))?;
+    same("weight", "block scales", values.absmax.len(), blocks)?;
+    if let Nf4Scales::Nested { absmax, map, .. } = &values.absmax {
+        same("weight", "scales of scales", absmax.len(), blocks.div_ceil(crate::quant::nf4::SCALE_BLOCK))?;
+        same("weight", "values in the scale map", map.len(), 256)?;
+    }
+    Ok(())
+}
+
+/// The values as the device keeps them, and in which dtype.
+fn encode(values: &StoredValues, part: &StoredMatrix, dtype: Dtype) -> (Dtype, Vec<u8>) {
+    match (values, dtype) {
+        (StoredValues::Bf16(values), Dtype::F32 | Dtype::Bf16) => {
+            (Dtype::Bf16, values.iter().flat_map(|value| value.to_ne_bytes()).collect())
+        }
+        (StoredValues::F16(values), Dtype::F32 | Dtype::F16) => {
+            (Dtype::F16, values.iter().flat_map(|value| value.to_ne_bytes()).collect())
+        }
+        (StoredValues::F32(values), _) => (dtype, dtype.encode(values)),
+        _ => (dtype, dtype.encode(&part.dequantize())),
+    }
+}
