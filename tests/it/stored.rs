@@ -47,7 +47,8 @@ fn as_if_from(dtype: &str, folder: &Path) -> Vec<u8> {
 
 #[test]
 fn nf4_in_a_file_reads_to_the_bits_of_its_formula_in_every_dtype() {
-    let roundings: [(&str, fn(f32) -> f32); 3] = [
+    type Rounding = (&'static str, fn(f32) -> f32);
+    let roundings: [Rounding; 3] = [
         ("float32", |value| value),
         ("float16", |value| f16::from_f32(value).to_f32()),
         ("bfloat16", |value| bf16::from_f32(value).to_f32()),
