@@ -149,7 +149,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// Trains `steps` steps after two to warm up, and returns a JSON line.
 fn one(folder: &Path, rows: usize, length: usize, threads: usize, steps: usize) -> String {
     let checkpoint = Checkpoint::open(folder).unwrap();
-    let mut engine = Engine::load(Cpu::new(Some(threads)), &checkpoint, &LoadOptions { load_in_4bit: false }).unwrap();
+    let mut engine = Engine::load(Cpu::new(Some(threads)), &checkpoint, &LoadOptions::default()).unwrap();
     drop(checkpoint); // the file is not needed any more, as after `Model::from_pretrained`
     engine
         .add_lora(&LoraConfig {

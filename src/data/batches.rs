@@ -143,6 +143,19 @@ impl Tokenized {
 }
 
 impl Batches {
+    /// The most tokens a micro-batch can have in any epoch, when micro-batches of a step are merged up to `merge` tokens.
+    pub fn most_tokens(&self, merge: Option<usize>) -> usize {
+        let mut lengths: Vec<usize> = self.examples.iter().map(|example| example.ids.len()).collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        let most = |units: usize| match self.options.max_tokens.filter(|_| self.options.packing) {
+            Some(bin) => units.saturating_mul(bin).min(lengths.iter().sum()),
+            None => lengths.iter().take(units).sum::<usize>(),
+        };
+        let micro = most(self.options.batch_size);
+        let step = most(self.options.batch_size.saturating_mul(self.options.accumulate));
+        merge.map_or(micro, |limit| step.min(limit.max(micro)))
+    }
+
     /// Optimizer steps in an epoch; the last one may be shorter.
     pub fn steps(&self) -> usize {
         self.units.div_ceil(self.options.batch_size).div_ceil(self.options.accumulate)

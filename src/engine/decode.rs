@@ -43,13 +43,15 @@ impl<B: Backend> Engine<B> {
     fn decode_here(&mut self, ids: &[u32], cache: &mut KvCache<B>) -> Result<Vec<f32>> {
         let new = u32::try_from(ids.len()).map_err(|_| Error::Batch(BatchFault::Borders { tokens: ids.len() }))?;
         Batch { ids, cu_seqlens: &[0, new], targets: &vec![IGNORE; ids.len()] }.check(self.net.config.vocab_size)?;
+        self.held = None;
+        let tile = self.tile();
         let backend = &*self.net.backend;
         let segments = backend.segments(&[0, new], cache.len)?;
         backend.embed(&self.net.frozen.embedding, &backend.index(ids)?, &mut self.work.next)?;
         for (index, (keys, values)) in cache.layers.iter_mut().enumerate() {
             std::mem::swap(&mut self.scratch.x, &mut self.work.next);
             let cached = Some(Cached { keys, values, len: cache.len });
-            self.net.layer(index)?.forward(&segments, &mut self.scratch, &mut self.work, cached)?;
+            self.net.layer(index, tile)?.forward(&segments, &mut self.scratch, &mut self.work, cached)?;
         }
         cache.len += ids.len();
         self.net.head().read_logits(&self.work.next, &[new - 1], &mut self.head_work)

@@ -7,9 +7,11 @@ use crate::weights::{Checkpoint, ModelConfig};
 
 use super::frozen::Source;
 use super::head::HeadWork;
+use super::kept::Kept;
 use super::layer::{Layer, Saved, Work};
 use super::lora::{self, Lora, Matrix, Slot};
 use super::net::Net;
+use super::plan::{Level, Memory, Plan};
 use super::random::RandomBase;
 use super::{AdapterTensor, Batch, BatchFault, Cancel, Error, LoadOptions, LoraConfig, Result};
 
@@ -45,11 +47,15 @@ pub struct Engine<B: Backend> {
     pub(super) net: Net<B>,
     pub(super) work: Work<B>,
     pub(super) head_work: HeadWork<B>,
-    /// The one layer's state that passes without a backward share.
+    /// The state of the layer being computed.
     pub(super) scratch: Saved<B>,
-    saved: Vec<Saved<B>>,
+    /// The layer whose state `scratch` still holds whole since the last training pass.
+    pub(super) held: Option<usize>,
+    pub(super) kept: Kept<B>,
+    pub(super) memory: Memory,
+    pub(super) plan: Option<Plan>,
     /// The gradient at the last layer's output while a pass waits for its backward.
-    dx: B::Act,
+    pub(super) dx: B::Act,
     pending: Option<B::Segments>,
 }
 
@@ -74,7 +80,10 @@ impl<B: Backend> Engine<B> {
             work: Work::new(&backend)?,
             head_work: HeadWork::new(&backend)?,
             scratch: Saved::new(&backend)?,
-            saved: Vec::new(),
+            held: None,
+            kept: Kept::new(),
+            memory: options.memory,
+            plan: None,
             dx: backend.act(),
             pending: None,
             net: Net::load(backend, checkpoint, options, cancel)?,
@@ -106,6 +115,7 @@ impl<B: Backend> Engine<B> {
         self.free_for_adapter()?;
         self.net.lora = Some(Lora::new(&*self.net.backend, &self.net.config, config.clone())?);
         self.net.adapter_enabled = true;
+        self.plan = None; // ranks and the lowest layer have changed
         Ok(())
     }
 
@@ -192,7 +202,7 @@ impl<B: Backend> Engine<B> {
     }
 
     /// An adapter must not change under a pass that waits for its backward.
-    fn free_for_change(&self) -> Result<()> {
+    pub(super) fn free_for_change(&self) -> Result<()> {
         if self.pending.is_some() { Err(Error::PassPending) } else { Ok(()) }
     }
 
@@ -242,7 +252,7 @@ impl<B: Backend> Engine<B> {
             net.backend.scale(&mut self.dx, upstream)?;
         }
         let lora = net.lora.as_mut().ok_or(Error::NoAdapter)?;
-        let Some((lowest, last)) = lora.lowest().filter(|_| net.adapter_enabled) else {
+        let (Some((lowest, last)), Some(plan)) = (lora.lowest().filter(|_| net.adapter_enabled), &self.plan) else {
             return Ok(());
         };
         for index in (lowest..net.config.num_hidden_layers).rev() {
@@ -254,10 +264,17 @@ impl<B: Backend> Engine<B> {
                 attention: &net.attention,
                 inverse_frequencies: &net.frozen.inverse_frequencies,
                 eps: net.config.rms_norm_eps,
+                tile: plan.tile,
             };
             let last = (index == lowest).then_some(last);
-            let saved = &mut self.saved[index];
-            layer.backward(&segments, saved, &mut self.work, &mut self.dx, &mut lora.gradients, last)?;
+            let level = if self.held.take() == Some(index) { Level::All } else { plan.levels[index] };
+            let scratch = &mut self.scratch;
+            self.kept.recall(layer.backend, index, plan, scratch)?;
+            let done = layer.rebuild(level, &segments, scratch, &mut self.work).and_then(|()| {
+                layer.backward(&segments, scratch, &mut self.work, &mut self.dx, &mut lora.gradients, last)
+            });
+            self.kept.end(index, plan, scratch);
+            done?;
         }
         Ok(())
     }
@@ -295,24 +312,36 @@ impl<B: Backend> Engine<B> {
 
     /// Runs all layers and leaves their output in `work.next`, keeping nothing.
     fn hidden(&mut self, batch: &Batch<'_>) -> Result<()> {
+        self.held = None;
         let segments = self.embed(batch)?;
         for index in 0..self.net.layers() {
             std::mem::swap(&mut self.scratch.x, &mut self.work.next);
-            self.net.layer(index)?.forward(&segments, &mut self.scratch, &mut self.work, None)?;
+            self.net.layer(index, self.tile())?.forward(&segments, &mut self.scratch, &mut self.work, None)?;
         }
         Ok(())
     }
 
-    /// The same with every layer's state kept.
+    /// The same, keeping what the plan says.
     pub(super) fn forward_saving(&mut self, batch: &Batch<'_>) -> Result<B::Segments> {
-        while self.saved.len() < self.net.layers() {
-            self.saved.push(Saved::new(&*self.net.backend)?);
-        }
+        let lowest = self.lowest();
+        self.fit_plan(batch.ids.len())?;
+        self.held = None;
         let segments = self.embed(batch)?;
-        for (index, saved) in self.saved.iter_mut().enumerate() {
-            std::mem::swap(&mut saved.x, &mut self.work.next);
-            self.net.layer(index)?.forward(&segments, saved, &mut self.work, None)?;
+        let Some(plan) = &self.plan else { unreachable!("`fit_plan` made one") };
+        for index in 0..self.net.layers() {
+            let layer = self.net.layer(index, plan.tile)?;
+            if index < lowest {
+                std::mem::swap(&mut self.scratch.x, &mut self.work.next);
+                layer.forward(&segments, &mut self.scratch, &mut self.work, None)?;
+                continue;
+            }
+            let (scratch, next) = (&mut self.scratch, &mut self.work.next);
+            let begun = self.kept.begin(layer.backend, index, plan, scratch, next);
+            let done = begun.and_then(|()| layer.forward(&segments, scratch, &mut self.work, None));
+            self.kept.end(index, plan, scratch);
+            done?;
         }
+        self.held = self.net.layers().checked_sub(1);
         Ok(segments)
     }
 
@@ -321,9 +350,5 @@ impl<B: Backend> Engine<B> {
         let ids = backend.index(batch.ids)?;
         backend.embed(&self.net.frozen.embedding, &ids, &mut self.work.next)?;
         Ok(backend.segments(batch.cu_seqlens, 0)?)
-    }
-
-    pub(super) fn saved(&self) -> &[Saved<B>] {
-        &self.saved
     }
 }

@@ -6,6 +6,7 @@ use crate::kernels::Backend;
 use crate::quant::{StoredMatrix, StoredValues};
 use crate::weights::{Checkpoint, ModelConfig};
 
+use super::plan::Memory;
 use super::{Cancel, Error, Result};
 
 /// How the base is kept.
@@ -13,6 +14,8 @@ use super::{Cancel, Error, Result};
 pub struct LoadOptions {
     /// Linear layers in NF4 with double quantisation. What a file holds quantised already stays as it is.
     pub load_in_4bit: bool,
+    /// How much memory training may take later; `Lean` keeps the embedding out of the device's.
+    pub memory: Memory,
 }
 
 /// One decoder layer's weights; matrices that read the same input are one.
@@ -63,8 +66,9 @@ impl<B: Backend> Frozen<B> {
         let config = checkpoint.config();
         let loader = Loader { backend, checkpoint, config, options };
         let (hidden, vocabulary) = (config.hidden_size, config.vocab_size);
-        let embedding =
-            Arc::new(backend.weight(vec![loader.kept("model.embed_tokens.weight", vocabulary, hidden)?])?);
+        let table = vec![loader.kept("model.embed_tokens.weight", vocabulary, hidden)?];
+        let is_lean = options.memory == Memory::Lean && !config.tie_word_embeddings;
+        let embedding = Arc::new(if is_lean { backend.weight_on_host(table)? } else { backend.weight(table)? });
         let head = if config.tie_word_embeddings {
             Arc::clone(&embedding)
         } else {

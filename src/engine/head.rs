@@ -31,6 +31,14 @@ impl<B: Backend> HeadWork<B> {
         let act = || backend.act();
         Ok(Self { rows: act(), normed: act(), logits: act(), dnormed: act(), drows: act(), rstd: backend.full(0)? })
     }
+
+    /// Sizes the buffers for `rows` rows.
+    pub fn reserve(&mut self, backend: &B, rows: usize, hidden: usize, vocabulary: usize) -> Result<()> {
+        for act in [&mut self.rows, &mut self.normed, &mut self.dnormed, &mut self.drows] {
+            backend.resize(act, rows, hidden)?;
+        }
+        Ok(backend.resize(&mut self.logits, rows, vocabulary)?)
+    }
 }
 
 impl<B: Backend> Head<'_, B> {

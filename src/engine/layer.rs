@@ -4,10 +4,12 @@ use crate::kernels::{Attention, Backend, LoraGroup};
 
 use super::Result;
 use super::frozen::LayerWeights;
+use super::mlp::Tile;
+use super::plan::Level;
 
-/// What a layer keeps between its forward and its backward.
+/// What a layer's backward reads of its forward.
 ///
-/// The normalised inputs and the product `silu(gate)·up` are not kept: both are one elementwise pass to rebuild.
+/// The normalised inputs and the product `silu(gate)·up` are not in it: both are one elementwise pass to rebuild.
 #[derive(Debug)]
 pub(super) struct Saved<B: Backend> {
     /// The layer's input, (T, D).
@@ -40,20 +42,38 @@ impl<B: Backend> Saved<B> {
             s: [act(), act(), act(), act()],
         })
     }
+
+    /// Exchanges what a layer at `level` keeps, but for its input.
+    pub fn swap(&mut self, other: &mut Self, level: Level) {
+        use std::mem::swap;
+        swap(&mut self.input_rstd, &mut other.input_rstd);
+        swap(&mut self.post_attention_rstd, &mut other.post_attention_rstd);
+        swap(&mut self.s, &mut other.s);
+        if level >= Level::Attention {
+            swap(&mut self.qkv, &mut other.qkv);
+            swap(&mut self.o, &mut other.o);
+            swap(&mut self.lse, &mut other.lse);
+        }
+        if level >= Level::Middle {
+            swap(&mut self.x_mid, &mut other.x_mid);
+        }
+        if level >= Level::All {
+            swap(&mut self.gate_up, &mut other.gate_up);
+        }
+    }
 }
 
 /// Buffers that live for one layer only; all layers share them.
 #[derive(Debug)]
 pub(super) struct Work<B: Backend> {
-    /// A layer's output, (T, D).
+    /// A layer's output, (T, D). In a backward pass, the gradient at a norm's output or at attention's.
     pub next: B::Act,
-    normed: B::Act,
-    h: B::Act,
-    ds: B::Act,
-    dnormed: B::Act,
-    do_: B::Act,
-    dqkv: B::Act,
-    rstd: B::Full,
+    pub normed: B::Act,
+    pub h: B::Act,
+    pub ds: B::Act,
+    pub dqkv: B::Act,
+    pub rstd: B::Full,
+    pub tile: Tile<B>,
 }
 
 impl<B: Backend> Work<B> {
@@ -64,10 +84,9 @@ impl<B: Backend> Work<B> {
             normed: act(),
             h: act(),
             ds: act(),
-            dnormed: act(),
-            do_: act(),
             dqkv: act(),
             rstd: backend.full(0)?,
+            tile: Tile::new(backend)?,
         })
     }
 }
@@ -81,6 +100,8 @@ pub(super) struct Layer<'a, B: Backend> {
     pub attention: &'a Attention,
     pub inverse_frequencies: &'a B::Full,
     pub eps: f64,
+    /// Rows of the MLP computed at a time; `None` is all.
+    pub tile: Option<usize>,
 }
 
 /// The keys and values of earlier tokens, for decoding.
@@ -108,15 +129,38 @@ impl<B: Backend> Layer<'_, B> {
             Some(c) => b.attention_cached(&saved.qkv, c.keys, c.values, c.len, self.attention, &mut saved.o)?,
         }
         self.linear(1, &saved.o, &w.o, &mut saved.s[1], Some(&saved.x), &mut saved.x_mid)?;
-        let rstd = &mut saved.post_attention_rstd;
-        b.rms_norm(&saved.x_mid, &w.post_attention_norm, self.eps, &mut work.normed, rstd)?;
-        self.linear(2, &work.normed, &w.gate_up, &mut saved.s[2], None, &mut saved.gate_up)?;
-        b.swiglu(&saved.gate_up, &mut work.h)?;
-        self.linear(3, &work.h, &w.down, &mut saved.s[3], Some(&saved.x_mid), &mut work.next)
+        self.mlp(saved, work)
+    }
+
+    /// Computes again what a layer at `level` did not keep of its forward, from `saved.x` and `saved.s`; `work.next` is
+    /// left alone. gate|up of a tiled MLP is the tiles' own affair.
+    pub fn rebuild(
+        &self,
+        level: Level,
+        segments: &B::Segments,
+        saved: &mut Saved<B>,
+        work: &mut Work<B>,
+    ) -> Result<()> {
+        let (b, w) = (self.backend, self.weights);
+        if level < Level::Attention {
+            b.rms_norm(&saved.x, &w.input_norm, self.eps, &mut work.normed, &mut saved.input_rstd)?;
+            b.linear(&work.normed, &w.qkv, self.with(0, &saved.s[0]), None, &mut saved.qkv)?;
+            b.rope(&mut saved.qkv, segments, self.attention, self.inverse_frequencies, 1.0)?;
+            b.attention(&saved.qkv, segments, self.attention, &mut saved.o, &mut saved.lse)?;
+        }
+        if level < Level::Middle {
+            b.linear(&saved.o, &w.o, self.with(1, &saved.s[1]), Some(&saved.x), &mut saved.x_mid)?;
+        }
+        if level < Level::All && self.tile_of(saved).is_none() {
+            let rstd = &mut saved.post_attention_rstd;
+            b.rms_norm(&saved.x_mid, &w.post_attention_norm, self.eps, &mut work.normed, rstd)?;
+            b.linear(&work.normed, &w.gate_up, self.with(2, &saved.s[2]), None, &mut saved.gate_up)?;
+        }
+        Ok(())
     }
 
     /// `y = x·Wᵀ` with the adapters of `group`, plus `residual`.
-    fn linear(
+    pub(super) fn linear(
         &self,
         group: usize,
         x: &B::Act,
@@ -149,35 +193,18 @@ impl<B: Backend> Layer<'_, B> {
         last: Option<usize>,
     ) -> Result<()> {
         let (b, w) = (self.backend, self.weights);
-        // down: work.h receives dh, which swiglu_backward turns into h itself
-        self.up_backward(3, dx, &mut work.ds)?;
-        b.linear_backward(dx, &w.down, self.with(3, &work.ds), &mut work.h)?;
-        b.swiglu_backward(&mut work.h, &mut saved.gate_up)?;
-        self.gradients(3, &work.h, &saved.s[3], dx, &work.ds, gradients)?;
-        if last == Some(3) {
+        if self.mlp_backward(saved, work, dx, gradients, last)? {
             return Ok(());
         }
-        // gate|up
-        self.up_backward(2, &saved.gate_up, &mut work.ds)?;
-        if self.adapters(2).is_some() {
-            b.rms_norm(&saved.x_mid, &w.post_attention_norm, self.eps, &mut work.normed, &mut work.rstd)?;
-            self.gradients(2, &work.normed, &saved.s[2], &saved.gate_up, &work.ds, gradients)?;
-        }
-        if last == Some(2) {
-            return Ok(());
-        }
-        b.linear_backward(&saved.gate_up, &w.gate_up, self.with(2, &work.ds), &mut work.dnormed)?;
-        let rstd = &saved.post_attention_rstd;
-        b.rms_norm_backward_add(&work.dnormed, &saved.x_mid, &w.post_attention_norm, rstd, dx)?;
         // o
         self.up_backward(1, dx, &mut work.ds)?;
         self.gradients(1, &saved.o, &saved.s[1], dx, &work.ds, gradients)?;
         if last == Some(1) {
             return Ok(());
         }
-        b.linear_backward(dx, &w.o, self.with(1, &work.ds), &mut work.do_)?;
+        b.linear_backward(dx, &w.o, self.with(1, &work.ds), &mut work.next)?;
         let (qkv, o, lse) = (&saved.qkv, &saved.o, &saved.lse);
-        b.attention_backward(&work.do_, qkv, o, lse, segments, self.attention, &mut work.dqkv)?;
+        b.attention_backward(&work.next, qkv, o, lse, segments, self.attention, &mut work.dqkv)?;
         b.rope(&mut work.dqkv, segments, self.attention, self.inverse_frequencies, -1.0)?;
         // q|k|v
         self.up_backward(0, &work.dqkv, &mut work.ds)?;
@@ -188,27 +215,27 @@ impl<B: Backend> Layer<'_, B> {
         if last == Some(0) {
             return Ok(());
         }
-        b.linear_backward(&work.dqkv, &w.qkv, self.with(0, &work.ds), &mut work.dnormed)?;
-        Ok(b.rms_norm_backward_add(&work.dnormed, &saved.x, &w.input_norm, &saved.input_rstd, dx)?)
+        b.linear_backward(&work.dqkv, &w.qkv, self.with(0, &work.ds), &mut work.next)?;
+        Ok(b.rms_norm_backward_add(&work.next, &saved.x, &w.input_norm, &saved.input_rstd, dx)?)
     }
 
-    fn adapters(&self, group: usize) -> Option<(&LoraGroup, &B::Full)> {
+    pub(super) fn adapters(&self, group: usize) -> Option<(&LoraGroup, &B::Full)> {
         let (groups, params) = self.lora?;
         groups[group].as_ref().map(|adapters| (adapters, params))
     }
 
-    fn with<'s>(&'s self, group: usize, s: &'s B::Act) -> Option<(&'s LoraGroup, &'s B::Full, &'s B::Act)> {
+    pub(super) fn with<'s>(&'s self, group: usize, s: &'s B::Act) -> Option<(&'s LoraGroup, &'s B::Full, &'s B::Act)> {
         self.adapters(group).map(|(adapters, params)| (adapters, params, s))
     }
 
-    fn up_backward(&self, group: usize, dy: &B::Act, ds: &mut B::Act) -> Result<()> {
+    pub(super) fn up_backward(&self, group: usize, dy: &B::Act, ds: &mut B::Act) -> Result<()> {
         match self.adapters(group) {
             Some((adapters, params)) => Ok(self.backend.lora_up_backward(dy, adapters, params, ds)?),
             None => Ok(()),
         }
     }
 
-    fn gradients(
+    pub(super) fn gradients(
         &self,
         group: usize,
         x: &B::Act,

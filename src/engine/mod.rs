@@ -10,9 +10,13 @@ mod decode;
 mod engine;
 mod frozen;
 mod head;
+mod kept;
 mod layer;
 mod lora;
+mod mlp;
 mod net;
+mod plan;
+mod planned;
 mod random;
 #[cfg(test)]
 mod tests;
@@ -24,6 +28,7 @@ pub use decode::KvCache;
 pub use engine::{Engine, Flat, FlatMut, Mode};
 pub use frozen::LoadOptions;
 pub use lora::{AdapterTensor, LoraConfig, MODULES, Matrix};
+pub use plan::{Item, Level, Memory, Plan};
 pub use trace::Traced;
 
 /// Why the engine refused.
@@ -59,6 +64,13 @@ pub enum Error {
         "a loss of this model still waits for its `backward()`: call it, or drop that loss, before the next `model.loss`"
     )]
     PassPending,
+    #[error(
+        "a pass of {tokens} tokens needs {:.2} GB on the device at least, and {:.2} GB may be taken: shorten the texts \
+         (`max_length`), lower `per_device_train_batch_size` or the adapter's `r`, or allow more memory",
+        *needed as f64 / 1e9,
+        *given as f64 / 1e9
+    )]
+    Memory { tokens: usize, needed: usize, given: usize },
     #[error("interrupted")]
     Cancelled,
 }

@@ -42,8 +42,8 @@ impl<B: Backend> Net<B> {
         self.config.num_hidden_layers
     }
 
-    /// Layer `index` with its adapters, unless the run was asked to stop.
-    pub fn layer(&self, index: usize) -> Result<Layer<'_, B>> {
+    /// Layer `index` with its adapters, unless the run was asked to stop; its MLP in tiles of so many rows.
+    pub fn layer(&self, index: usize, tile: Option<usize>) -> Result<Layer<'_, B>> {
         self.cancel.check()?;
         let lora = self.lora.as_ref().filter(|_| self.adapter_enabled);
         Ok(Layer {
@@ -53,6 +53,7 @@ impl<B: Backend> Net<B> {
             attention: &self.attention,
             inverse_frequencies: &self.frozen.inverse_frequencies,
             eps: self.config.rms_norm_eps,
+            tile,
         })
     }
 

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use safetensors::tensor::{Dtype, TensorView};
 
+mod plan;
+
 use super::*;
 use crate::kernels::{Cpu, Reference};
 use crate::philox::Philox;

@@ -2,6 +2,7 @@
 
 use crate::kernels::Backend;
 
+use super::plan::Plan;
 use super::{Batch, Engine, Error, Result};
 
 /// A named intermediate of one pass: (T, columns), row-major.
@@ -24,10 +25,14 @@ impl<B: Backend> Engine<B> {
         if self.is_pending() {
             return Err(Error::PassPending);
         }
+        let sizes = self.sizes();
+        self.plan = Some(Plan::everything(&sizes, batch.ids.len()));
+        self.kept.prepare(&*self.net.backend, &sizes, &Plan::everything(&sizes, batch.ids.len()), false)?;
         self.forward_saving(batch)?;
+        self.plan = None;
         let (b, eps) = (&*self.net.backend, self.net.config.rms_norm_eps);
         let (mut made, mut rstd, mut all) = (b.act(), b.full(0)?, Vec::new());
-        let saved = self.saved();
+        let saved = self.kept.layers();
         for (index, (layer, w)) in saved.iter().zip(&self.net.frozen.layers).enumerate() {
             let next = saved.get(index + 1).map_or(&self.work.next, |next| &next.x);
             let mut keep = |name: &str, act: &B::Act| -> Result<()> {

@@ -69,6 +69,13 @@ pub struct StateSegment {
     pub eight_bit: bool,
 }
 
+/// Memory of a device as its driver counts it, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    pub free: usize,
+    pub total: usize,
+}
+
 /// A device the engine trains on. All matrices are row-major, one row per token.
 ///
 /// Outputs are resized by the operation; sizes are checked before any arithmetic and a mismatch is an `Error`.
@@ -83,6 +90,8 @@ pub trait Backend: Send + Sync + Debug + 'static {
     type Segments: Send + Sync + Debug;
     /// A frozen matrix on the device, in whatever storage the device prefers.
     type Weight: Send + Sync + Debug;
+    /// Room for an activation outside the device's memory.
+    type Host: Send + Sync + Debug;
 
     /// A short name for logs: `cpu`, `reference`.
     fn name(&self) -> &'static str;
@@ -96,6 +105,41 @@ pub trait Backend: Send + Sync + Debug + 'static {
         work()
     }
 
+    // ---- memory --------------------------------------------------------------------------------------------
+    /// Memory that is the device's alone; `None` where it is the process's own.
+    fn memory(&self) -> Result<Option<DeviceMemory>> {
+        Ok(None)
+    }
+    /// The most bytes of `memory().total` that were taken since `settle_memory`, others' included.
+    fn peak_bytes(&self) -> Result<Option<usize>> {
+        Ok(None)
+    }
+    /// Bytes of a value of an activation and of a `Full`.
+    fn value_bytes(&self) -> (usize, usize);
+    /// Makes what products with the weights there are need besides their operands, and gives back to the driver what is
+    /// not in use: `memory` tells the truth after it.
+    fn settle_memory(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Makes what products with the values of `full` need.
+    fn settle_full(&self, _full: &Self::Full) -> Result<()> {
+        Ok(())
+    }
+    /// Whether `offload` takes an activation out of memory that is scarcer than where it goes.
+    fn has_host(&self) -> bool {
+        false
+    }
+    /// Room for `rows x cols` values outside the device.
+    fn host(&self, rows: usize, cols: usize) -> Result<Self::Host>;
+    /// Starts copying `act` to `host`. Until `arrive(host)` nothing may write to `act`.
+    fn offload(&self, act: &Self::Act, host: &mut Self::Host) -> Result<()>;
+    /// Starts copying `host` back. Until `arrive(host)` nothing may touch `act`.
+    fn fetch(&self, host: &mut Self::Host, act: &mut Self::Act) -> Result<()>;
+    /// Operations from now on come after the copy that `host` is in.
+    fn arrive(&self, _host: &Self::Host) -> Result<()> {
+        Ok(())
+    }
+
     // ---- buffers -------------------------------------------------------------------------------------------
     /// An empty activation buffer; operations size it.
     fn act(&self) -> Self::Act;
@@ -104,6 +148,9 @@ pub trait Backend: Send + Sync + Debug + 'static {
     fn write_act(&self, act: &mut Self::Act, rows: usize, cols: usize, values: &[f32]) -> Result<()>;
     fn read_act(&self, act: &Self::Act) -> Result<Vec<f32>>;
     fn copy(&self, from: &Self::Act, to: &mut Self::Act) -> Result<()>;
+    /// Rows `first .. first + rows` of `from` become the rows of `to` from `to_first` on; `to` has its shape already.
+    fn copy_rows(&self, from: &Self::Act, first: usize, rows: usize, to: &mut Self::Act, to_first: usize)
+    -> Result<()>;
     /// `act` becomes (rows, cols) zeros.
     fn zero_act(&self, act: &mut Self::Act, rows: usize, cols: usize) -> Result<()> {
         self.write_act(act, rows, cols, &zeros("zero_act", rows.saturating_mul(cols))?)
@@ -128,6 +175,10 @@ pub trait Backend: Send + Sync + Debug + 'static {
     fn segments(&self, cu_seqlens: &[u32], first_position: usize) -> Result<Self::Segments>;
     /// The row-wise concatenation of `parts` (all with the same number of columns) as one frozen matrix.
     fn weight(&self, parts: Vec<StoredMatrix>) -> Result<Self::Weight>;
+    /// The same, for a matrix of which only rows are read: outside the device's memory, if the device can read it there.
+    fn weight_on_host(&self, parts: Vec<StoredMatrix>) -> Result<Self::Weight> {
+        self.weight(parts)
+    }
     /// Bytes the weight occupies on the device.
     fn weight_bytes(&self, weight: &Self::Weight) -> usize;
 
@@ -280,6 +331,24 @@ pub trait Backend: Send + Sync + Debug + 'static {
         segments: &[StateSegment],
         step: &AdamWStep,
     ) -> Result<()>;
+}
+
+/// Checks the rows of `copy_rows`; the shapes are (rows, columns).
+pub(crate) fn check_rows(
+    from: (usize, usize),
+    first: usize,
+    rows: usize,
+    to: (usize, usize),
+    to_first: usize,
+) -> Result<()> {
+    let op = "copy_rows";
+    same(op, "the columns", to.1, from.1)?;
+    for (end, len) in [(first.saturating_add(rows), from.0), (to_first.saturating_add(rows), to.0)] {
+        if end > len {
+            return Err(Error::Index { op, index: end, len });
+        }
+    }
+    Ok(())
 }
 
 /// Fails with the operation's name when two sizes differ.

@@ -62,6 +62,7 @@ impl Backend for Cpu {
     type Index = Vec<u32>;
     type Segments = Texts;
     type Weight = Frozen;
+    type Host = Matrix<f32>;
 
     fn name(&self) -> &'static str {
         "cpu"
@@ -69,6 +70,24 @@ impl Backend for Cpu {
 
     fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.threads.run(work)
+    }
+
+    fn value_bytes(&self) -> (usize, usize) {
+        (size_of::<f32>(), size_of::<f32>())
+    }
+
+    fn host(&self, rows: usize, cols: usize) -> Result<Matrix<f32>> {
+        let mut host = Matrix::new();
+        host.resize(rows, cols)?;
+        Ok(host)
+    }
+
+    fn offload(&self, act: &Matrix<f32>, host: &mut Matrix<f32>) -> Result<()> {
+        host.take(act)
+    }
+
+    fn fetch(&self, host: &mut Matrix<f32>, act: &mut Matrix<f32>) -> Result<()> {
+        act.take(host)
     }
 
     fn act(&self) -> Matrix<f32> {
@@ -95,9 +114,18 @@ impl Backend for Cpu {
     }
 
     fn copy(&self, from: &Matrix<f32>, to: &mut Matrix<f32>) -> Result<()> {
-        to.resize(from.rows, from.cols)?;
-        to.values.copy_from_slice(&from.values);
-        Ok(())
+        to.take(from)
+    }
+
+    fn copy_rows(
+        &self,
+        from: &Matrix<f32>,
+        first: usize,
+        rows: usize,
+        to: &mut Matrix<f32>,
+        to_first: usize,
+    ) -> Result<()> {
+        from.copy_rows(first, rows, to, to_first)
     }
 
     fn scale(&self, act: &mut Matrix<f32>, factor: f64) -> Result<()> {

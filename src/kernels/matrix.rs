@@ -24,6 +24,22 @@ impl<F: Copy + Default> Matrix<F> {
         Ok(())
     }
 
+    /// `Backend::copy_rows`.
+    pub(crate) fn copy_rows(&self, first: usize, rows: usize, to: &mut Self, to_first: usize) -> Result<()> {
+        super::check_rows((self.rows, self.cols), first, rows, (to.rows, to.cols), to_first)?;
+        let cols = self.cols;
+        to.values[to_first * cols..(to_first + rows) * cols]
+            .copy_from_slice(&self.values[first * cols..(first + rows) * cols]);
+        Ok(())
+    }
+
+    /// Takes the shape and the values of `from`.
+    pub(crate) fn take(&mut self, from: &Self) -> Result<()> {
+        self.resize(from.rows, from.cols)?;
+        self.values.copy_from_slice(&from.values);
+        Ok(())
+    }
+
     pub(crate) fn row(&self, row: usize) -> &[F] {
         &self.values[row * self.cols..(row + 1) * self.cols]
     }

@@ -32,8 +32,8 @@ mod swiglu;
 #[cfg(test)]
 mod testing;
 
-pub(crate) use backend::same;
-pub use backend::{AdamWStep, Attention, Backend, LoraGroup, LoraPart, StateSegment};
+pub use backend::{AdamWStep, Attention, Backend, DeviceMemory, LoraGroup, LoraPart, StateSegment};
+pub(crate) use backend::{check_rows, same};
 pub use cpu::Cpu;
 pub use cuda::Cuda;
 pub use reference::Reference;
@@ -49,6 +49,11 @@ pub enum Error {
     /// process; so does a system that promises memory it does not have (Linux kills with signal 9).
     #[error("out of memory: {op} asked for {bytes} bytes")]
     Memory { op: &'static str, bytes: usize },
+    #[error(
+        "out of memory: {op} asked for {bytes} bytes of the computer's own memory, which the GPU reads by itself; \
+         `memory: \"speed\"` keeps everything on the GPU"
+    )]
+    HostMemory { op: &'static str, bytes: usize },
     #[error(
         "there is no NVIDIA driver on this machine: `--device cpu` computes without a GPU; a GPU needs the driver from \
          nvidia.com or your system's packages (version 525 or newer)"

@@ -24,9 +24,28 @@ impl Backend for Reference {
     type Index = Vec<u32>;
     type Segments = Texts;
     type Weight = Matrix<f64>;
+    type Host = Matrix<f64>;
 
     fn name(&self) -> &'static str {
         "reference"
+    }
+
+    fn value_bytes(&self) -> (usize, usize) {
+        (size_of::<f64>(), size_of::<f64>())
+    }
+
+    fn host(&self, rows: usize, cols: usize) -> Result<Matrix<f64>> {
+        let mut host = Matrix::new();
+        host.resize(rows, cols)?;
+        Ok(host)
+    }
+
+    fn offload(&self, act: &Matrix<f64>, host: &mut Matrix<f64>) -> Result<()> {
+        host.take(act)
+    }
+
+    fn fetch(&self, host: &mut Matrix<f64>, act: &mut Matrix<f64>) -> Result<()> {
+        act.take(host)
     }
 
     fn act(&self) -> Matrix<f64> {
@@ -55,9 +74,18 @@ impl Backend for Reference {
     }
 
     fn copy(&self, from: &Matrix<f64>, to: &mut Matrix<f64>) -> Result<()> {
-        to.resize(from.rows, from.cols)?;
-        to.values.copy_from_slice(&from.values);
-        Ok(())
+        to.take(from)
+    }
+
+    fn copy_rows(
+        &self,
+        from: &Matrix<f64>,
+        first: usize,
+        rows: usize,
+        to: &mut Matrix<f64>,
+        to_first: usize,
+    ) -> Result<()> {
+        from.copy_rows(first, rows, to, to_first)
     }
 
     fn scale(&self, act: &mut Matrix<f64>, factor: f64) -> Result<()> {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::engine::{Cancel, Engine, LoadOptions};
+use crate::engine::{Cancel, Engine, LoadOptions, Memory};
 use crate::kernels::cuda::Dtype;
 use crate::kernels::{Cpu, Cuda, Reference};
 use crate::tokenizer::Tokenizer;
@@ -41,6 +41,8 @@ pub struct LoadSettings {
     pub unpacked_bytes: Option<u64>,
     /// What a GPU keeps activations in: bf16 where it has it, else f16, unless said otherwise. The CPU has f32 alone.
     pub dtype: Option<Dtype>,
+    /// How much memory training may take.
+    pub memory: Memory,
     /// Set to stop whatever the model is doing, within one layer.
     pub cancel: Arc<AtomicBool>,
 }
@@ -54,6 +56,7 @@ impl Default for LoadSettings {
             device,
             unpacked_bytes: None,
             dtype: None,
+            memory: Memory::default(),
             cancel: Arc::default(),
         }
     }
@@ -75,7 +78,7 @@ impl Model {
             TokenizerSource::Gguf(gguf) => Tokenizer::json_of(gguf)?,
         };
         let tokenizer = Tokenizer::from_source(source, checkpoint.config(), checkpoint.origin())?;
-        let options = LoadOptions { load_in_4bit: settings.load_in_4bit };
+        let options = LoadOptions { load_in_4bit: settings.load_in_4bit, memory: settings.memory };
         let chosen = choose(settings)?;
         let unpacked = match chosen {
             Chosen::Cpu { .. } => Unpacked::new(checkpoint.config(), settings),

@@ -15,6 +15,7 @@ mod runner;
 mod text;
 
 pub use crate::engine::{LoraConfig, MODULES};
+pub use crate::engine::{Memory, Plan};
 pub use crate::kernels::cuda::{Description, Dtype, Findings};
 pub use adapter::{LoadedAdapter, SavedAdapter};
 pub use error::{Error, Result, Rows};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::data::{MicroBatch, RowId};
-use crate::engine::{AdapterTensor, Batch, LoraConfig, Matrix, Mode};
+use crate::engine::{AdapterTensor, Batch, LoraConfig, Matrix, Mode, Plan};
 use crate::tokenizer::Tokenizer;
 use crate::weights::ModelConfig;
 
@@ -15,7 +15,7 @@ use super::{Error, Result, Rows, Unpacked, learning_rate};
 
 /// Memory a device may keep for a backward when a step's micro-batches are merged.
 const KEPT_BYTES: usize = 512 << 20;
-/// Bytes of a kept value on the devices there are.
+/// Bytes of a kept value on the processor.
 const VALUE_BYTES: usize = 4;
 
 /// A model on its device. Copies are the same model.
@@ -213,14 +213,28 @@ impl Model {
         self.rows().clear();
     }
 
-    /// Tokens of a micro-batch that this model has room for: half a gibibyte of kept activations.
-    pub fn room(&self) -> usize {
+    /// Tokens of a micro-batch that this model has room for: on a GPU what keeps it busy and fits, else half a gibibyte
+    /// of kept activations.
+    pub fn room(&self) -> Result<usize> {
+        if let Some(tokens) = self.runner().room()? {
+            return Ok(tokens);
+        }
         let c = self.config();
         let heads = (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim;
         let attention = heads + c.num_attention_heads * (c.head_dim + 1);
         let per_layer = 4 * c.hidden_size + attention + 3 * c.intermediate_size;
         let per_token = VALUE_BYTES * per_layer * c.num_hidden_layers;
-        (KEPT_BYTES / per_token.max(1)).max(1)
+        Ok((KEPT_BYTES / per_token.max(1)).max(1))
+    }
+
+    /// Decides what training passes of up to `tokens` tokens keep, and takes the memory for it.
+    pub fn plan_for(&self, tokens: usize) -> Result<Plan> {
+        self.runner().plan_for(tokens)
+    }
+
+    /// The most bytes that were on the device since the plan was made, where the device counts them.
+    pub fn peak_bytes(&self) -> Result<Option<usize>> {
+        self.runner().peak_bytes()
     }
 
     pub(super) fn adapter(&self) -> u64 {

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use crate::engine::{AdapterTensor, Batch, Engine, KvCache, LoraConfig, Matrix, Mode};
+use crate::engine::{AdapterTensor, Batch, Engine, KvCache, LoraConfig, Matrix, Mode, Plan};
 use crate::kernels::Backend;
 use crate::weights::ModelConfig;
 
@@ -26,6 +26,12 @@ pub(super) trait Runner: Send {
     fn adapter_tensors(&self) -> Result<Vec<AdapterTensor>>;
     fn gradients(&self) -> Result<Vec<AdapterTensor>>;
     fn set_adapter_tensor(&mut self, layer: usize, module: &str, matrix: Matrix, values: &[f32]) -> Result<()>;
+
+    fn plan_for(&mut self, tokens: usize) -> Result<Plan>;
+    /// Tokens a step's micro-batches may be merged to; `None` where memory is the process's own.
+    fn room(&self) -> Result<Option<usize>>;
+    /// The most bytes that were on the device since the plan was made, where it counts them.
+    fn peak_bytes(&self) -> Result<Option<usize>>;
 
     fn forward(&mut self, batch: &Batch<'_>, mode: Mode, normalizer: f64) -> Result<f64>;
     fn backward(&mut self, upstream: f64) -> Result<()>;
@@ -86,6 +92,18 @@ impl<B: Backend> Runner for Engine<B> {
 
     fn set_adapter_tensor(&mut self, layer: usize, module: &str, matrix: Matrix, values: &[f32]) -> Result<()> {
         Ok(Engine::set_adapter_tensor(self, layer, module, matrix, values)?)
+    }
+
+    fn plan_for(&mut self, tokens: usize) -> Result<Plan> {
+        Ok(Engine::plan_for(self, tokens)?.clone())
+    }
+
+    fn room(&self) -> Result<Option<usize>> {
+        Ok(Engine::room(self)?)
+    }
+
+    fn peak_bytes(&self) -> Result<Option<usize>> {
+        Ok(Engine::peak_bytes(self)?)
     }
 
     fn forward(&mut self, batch: &Batch<'_>, mode: Mode, normalizer: f64) -> Result<f64> {

@@ -1,19 +1,29 @@
 //! `Cuda` as a `Backend`: checks on shapes, sizes for the outputs, then the operation's kernels.
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use super::Cuda;
 use super::buffers::{Act, Bytes, Full, Index, Segments, Shape};
 use super::device::Buffer;
+use super::host::Host;
 use super::weight::Weight;
 use crate::kernels::matrix::Texts;
 use crate::kernels::{
-    AdamWStep, Attention, Backend, Error, LoraGroup, Result, StateSegment, adamw, adamw_8bit, attention, cross_entropy,
-    embed, gather, linear, lora, rms_norm, rope, same, scale, sum_squares, swiglu,
+    AdamWStep, Attention, Backend, DeviceMemory, Error, LoraGroup, Result, StateSegment, adamw, adamw_8bit, attention,
+    check_rows, cross_entropy, embed, gather, linear, lora, rms_norm, rope, same, scale, sum_squares, swiglu,
 };
 use crate::quant::StoredMatrix;
 
 impl Cuda {
+    fn weight_in(&self, parts: Vec<StoredMatrix>, is_pinned: bool) -> Result<Weight> {
+        let weight = Weight::new(&self.device, self.dtype, parts, is_pinned)?;
+        if !is_pinned {
+            self.widest.fetch_max(weight.scratch_bytes(self.dtype), Ordering::Relaxed);
+        }
+        Ok(weight)
+    }
+
     fn fit(&self, act: &mut Act, shape: &Shape) -> Result<()> {
         act.fit(&self.device, shape.rows, shape.cols)
     }
@@ -33,6 +43,7 @@ impl Backend for Cuda {
     type Index = Index;
     type Segments = Segments;
     type Weight = Weight;
+    type Host = Host;
 
     fn name(&self) -> &'static str {
         "cuda"
@@ -41,6 +52,54 @@ impl Backend for Cuda {
     fn check_training(&self) -> Result<()> {
         // gradients of a mean over thousands of tokens fall below f16's smallest number, 6e-8
         if self.dtype == super::Dtype::F16 { Err(Error::NoF16Training) } else { Ok(()) }
+    }
+
+    fn memory(&self) -> Result<Option<DeviceMemory>> {
+        let (free, total) = self.device.memory()?;
+        Ok(Some(DeviceMemory { free, total }))
+    }
+
+    fn peak_bytes(&self) -> Result<Option<usize>> {
+        self.device.peak_taken().map(Some)
+    }
+
+    fn value_bytes(&self) -> (usize, usize) {
+        (self.dtype.bytes(), super::Dtype::F32.bytes())
+    }
+
+    fn settle_memory(&self) -> Result<()> {
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = self.widest.load(Ordering::Relaxed);
+        if scratch.len() < bytes {
+            *scratch = Buffer::default();
+            *scratch = self.device.alloc("weight", bytes)?;
+        }
+        self.device.trim()?;
+        self.device.reset_peak()
+    }
+
+    fn settle_full(&self, full: &Full) -> Result<()> {
+        full.narrow(&self.device, self.dtype).map(|_| ())
+    }
+
+    fn has_host(&self) -> bool {
+        true
+    }
+
+    fn host(&self, rows: usize, cols: usize) -> Result<Host> {
+        self.device.host(rows, cols, self.dtype.bytes())
+    }
+
+    fn offload(&self, act: &Act, host: &mut Host) -> Result<()> {
+        host.offload(&self.device, self.device.copies(), act)
+    }
+
+    fn fetch(&self, host: &mut Host, act: &mut Act) -> Result<()> {
+        host.fetch(&self.device, self.device.copies(), act)
+    }
+
+    fn arrive(&self, host: &Host) -> Result<()> {
+        host.arrive(&self.device)
     }
 
     fn act(&self) -> Act {
@@ -70,6 +129,13 @@ impl Backend for Cuda {
     fn copy(&self, from: &Act, to: &mut Act) -> Result<()> {
         to.fit(&self.device, from.rows, from.cols)?;
         self.device.copy("copy", &from.buffer, &mut to.buffer, from.bytes())
+    }
+
+    fn copy_rows(&self, from: &Act, first: usize, rows: usize, to: &mut Act, to_first: usize) -> Result<()> {
+        check_rows((from.rows, from.cols), first, rows, (to.rows, to.cols), to_first)?;
+        let row = from.cols * from.dtype.bytes();
+        let (start, end) = (from.pointer().plus(first * row), to.pointer().plus(to_first * row));
+        self.device.copy_bytes("copy_rows", start, end, rows * row)
     }
 
     fn zero_act(&self, act: &mut Act, rows: usize, cols: usize) -> Result<()> {
@@ -144,7 +210,11 @@ impl Backend for Cuda {
     }
 
     fn weight(&self, parts: Vec<StoredMatrix>) -> Result<Weight> {
-        Weight::new(&self.device, self.dtype, parts)
+        self.weight_in(parts, false)
+    }
+
+    fn weight_on_host(&self, parts: Vec<StoredMatrix>) -> Result<Weight> {
+        self.weight_in(parts, true)
     }
 
     fn weight_bytes(&self, weight: &Weight) -> usize {

@@ -14,6 +14,8 @@ use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr, 
 
 use super::compiled;
 use super::dtype::Dtype;
+use super::host::{Copies, Host, Pinned};
+use super::pool;
 use super::timing::Timings;
 use crate::kernels::{Error, Result};
 
@@ -76,19 +78,36 @@ impl Grid {
     }
 }
 
-/// Bytes on the device; empty ones take no memory.
+/// Bytes the device can reach; empty ones take no memory.
 #[derive(Debug, Default)]
-pub(crate) struct Buffer {
-    slice: Option<CudaSlice<u8>>,
+pub(crate) enum Buffer {
+    #[default]
+    Empty,
+    Device(CudaSlice<u8>),
+    /// In the computer's memory: each read crosses the bus.
+    Host(Pinned),
 }
 
 impl Buffer {
     pub(crate) fn len(&self) -> usize {
-        self.slice.as_ref().map_or(0, CudaSlice::len)
+        match self {
+            Self::Empty => 0,
+            Self::Device(slice) => slice.len(),
+            Self::Host(pinned) => pinned.len(),
+        }
+    }
+
+    /// Bytes of the device's own memory.
+    pub(super) fn device_len(&self) -> usize {
+        if let Self::Host(_) = self { 0 } else { self.len() }
     }
 
     pub(crate) fn pointer(&self) -> Pointer {
-        self.slice.as_ref().map_or(Pointer::NULL, |slice| Pointer(slice.device_ptr(slice.stream()).0))
+        match self {
+            Self::Empty => Pointer::NULL,
+            Self::Device(slice) => Pointer(slice.device_ptr(slice.stream()).0),
+            Self::Host(pinned) => pinned.pointer(),
+        }
     }
 }
 
@@ -113,6 +132,7 @@ unsafe impl Sync for Module {}
 pub struct Device {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    copies: Copies,
     module: Module,
     functions: Mutex<HashMap<(&'static str, Dtype), Function>>,
     timings: Mutex<Option<Timings>>,
@@ -162,7 +182,7 @@ impl Device {
         // SAFETY: no buffer exists yet, and all of them will use the one stream made below.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(driver("start"))?;
-        keep_pool(&context)?;
+        pool::keep(&context)?;
         let attribute = |attribute| context.attribute(attribute).map_err(driver("start"));
         let multiprocessors = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let most_shared = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
@@ -171,6 +191,7 @@ impl Device {
         // SAFETY: `image` is a whole cubin, or PTX with its final zero byte: what NVRTC wrote.
         let module = unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(driver("load the kernels"))?;
         Ok(Self {
+            copies: Copies::new(&context)?,
             context,
             stream,
             module: Module(module),
@@ -192,37 +213,28 @@ impl Device {
         self.most_shared
     }
 
-    /// Free and total bytes.
-    pub fn memory(&self) -> Result<(usize, usize)> {
-        self.context.mem_get_info().map_err(driver("memory"))
-    }
-
-    /// The most bytes that were in use at once.
-    pub fn peak_bytes(&self) -> Result<usize> {
-        let mut bytes = 0_u64;
-        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
-        // SAFETY: this attribute is written as a u64, which `bytes` is.
-        unsafe {
-            let pool = result::device::get_default_mem_pool(self.context.cu_device()).map_err(driver("memory"))?;
-            result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast()).map_err(driver("memory"))?;
-        }
-        Ok(bytes as usize)
-    }
-
-    /// Starts counting `peak_bytes` anew.
-    pub fn reset_peak(&self) -> Result<()> {
-        let mut zero = 0_u64;
-        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
-        // SAFETY: this attribute is read as a u64, which `zero` is.
-        unsafe {
-            let pool = result::device::get_default_mem_pool(self.context.cu_device()).map_err(driver("memory"))?;
-            result::mem_pool::set_attribute(pool, attribute, (&raw mut zero).cast()).map_err(driver("memory"))
-        }
-    }
-
     /// Waits until everything asked for is done.
     pub fn wait(&self) -> Result<()> {
         self.stream.synchronize().map_err(driver("wait"))
+    }
+
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    pub(super) fn copies(&self) -> &Copies {
+        &self.copies
+    }
+
+    pub(super) fn host(&self, rows: usize, cols: usize, value_bytes: usize) -> Result<Host> {
+        Host::new(&self.context, rows, cols, value_bytes)
+    }
+
+    /// `bytes` in the computer's memory, where the device reads them by itself.
+    pub(super) fn pin(&self, bytes: &[u8]) -> Result<Buffer> {
+        let mut pinned = Pinned::new(&self.context, bytes.len())?;
+        pinned.fill(bytes)?;
+        Ok(Buffer::Host(pinned))
     }
 
     pub(super) fn raw_stream(&self) -> sys::CUstream {
@@ -243,7 +255,7 @@ impl Device {
         // SAFETY: bytes have no invalid value; every operation writes its output before anything reads it.
         let slice = unsafe { self.stream.alloc::<u8>(bytes) };
         match slice {
-            Ok(slice) => Ok(Buffer { slice: Some(slice) }),
+            Ok(slice) => Ok(Buffer::Device(slice)),
             Err(error) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(Error::Memory { op, bytes }),
             Err(error) => Err(driver(op)(error)),
         }
@@ -253,6 +265,18 @@ impl Device {
         let mut buffer = self.alloc(op, size_of_val(values))?;
         self.write(op, &mut buffer, 0, values)?;
         Ok(buffer)
+    }
+
+    /// Copies `bytes` bytes from one place to the other; both lie on the device.
+    pub(super) fn copy_bytes(&self, op: &'static str, from: Pointer, to: Pointer, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        self.timed(op, || {
+            // SAFETY: the caller, `copy_rows`, checked that the rows lie inside two different buffers.
+            unsafe { result::memcpy_dtod_async(to.0, from.0, bytes, self.raw_stream()) }.map_err(driver(op))
+        })
     }
 
     /// Copies `values` to the bytes from `offset` on.
@@ -412,43 +436,4 @@ impl Device {
 fn inside(op: &'static str, offset: usize, bytes: usize, len: usize) -> Result<()> {
     let end = offset.saturating_add(bytes);
     if end <= len { Ok(()) } else { Err(Error::Index { op, index: end, len }) }
-}
-
-/// Tells the driver's pool to keep freed memory for the next buffer.
-fn keep_pool(context: &CudaContext) -> Result<()> {
-    if !context.has_async_alloc() {
-        return Ok(());
-    }
-    let mut threshold = u64::MAX;
-    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: this attribute is read as a u64, which `threshold` is.
-    unsafe {
-        let pool = result::device::get_default_mem_pool(context.cu_device()).map_err(driver("memory"))?;
-        result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast()).map_err(driver("memory"))
-    }
-}
-
-/// The newest CUDA version the driver supports.
-pub(super) fn driver_version() -> Result<(i32, i32)> {
-    if !is_driver_there() {
-        return Err(Error::NoDriver);
-    }
-    let mut version = 0;
-    // SAFETY: the driver is there; writes one number.
-    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(driver("driver version"))?;
-    Ok((version / 1000, version % 1000 / 10))
-}
-
-pub(super) fn count() -> Result<usize> {
-    result::init().map_err(driver("start"))?;
-    Ok(usize::try_from(CudaContext::device_count().map_err(driver("start"))?).unwrap_or(0))
-}
-
-/// What GPU `index` is. Starts a context on it, which takes a moment and some memory.
-pub(super) fn describe(index: usize) -> Result<super::Description> {
-    let context = CudaContext::new(index).map_err(driver("start"))?;
-    let capability = context.compute_capability().map_err(driver("start"))?;
-    let (free_bytes, total_bytes) = context.mem_get_info().map_err(driver("memory"))?;
-    let name = context.name().map_err(driver("start"))?;
-    Ok(super::Description { name, capability, free_bytes, total_bytes, dtype: super::dtype_for(capability) })
 }

@@ -10,12 +10,16 @@ mod buffers;
 mod compiled;
 mod device;
 mod dtype;
+mod findings;
+mod host;
 mod library;
+mod pool;
 #[cfg(test)]
 mod tests;
 mod timing;
 mod weight;
 
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 
 pub(crate) use backend::Products;
@@ -25,6 +29,7 @@ pub use buffers::{Act, Bytes, Full, Index, Segments};
 pub use device::Device;
 pub(crate) use device::{Arg, Buffer, Grid, Pointer};
 pub use dtype::Dtype;
+pub use host::Host;
 pub use weight::Weight;
 pub(crate) use weight::{Part, Storage};
 
@@ -40,6 +45,8 @@ pub struct Cuda {
     // before `device`: its buffers and handle go first
     blas: Blas,
     scratch: Mutex<Buffer>,
+    /// Bytes of scratch that the largest weight needs.
+    widest: AtomicUsize,
     rotations: Mutex<Option<rope::cuda::Table>>,
     segments: Mutex<Option<adamw::cuda::Table>>,
     maps: Buffer,
@@ -81,6 +88,7 @@ impl Cuda {
         Ok(Self {
             blas: Blas::open(&device)?,
             scratch: Mutex::default(),
+            widest: AtomicUsize::default(),
             rotations: Mutex::default(),
             segments: Mutex::default(),
             maps: device.upload("maps", &maps)?,
@@ -112,10 +120,10 @@ impl Cuda {
 
     /// Looks for everything that is needed and tells what it found.
     pub fn findings() -> Findings {
-        let driver = device::driver_version();
-        let count = if driver.is_ok() { device::count() } else { Ok(0) };
+        let driver = findings::driver_version();
+        let count = if driver.is_ok() { findings::count() } else { Ok(0) };
         let devices = match count {
-            Ok(count) => (0..count).map(device::describe).collect(),
+            Ok(count) => (0..count).map(findings::describe).collect(),
             Err(error) => vec![Err(error)],
         };
         Findings { driver, devices, blas: blas::find() }

@@ -70,10 +70,12 @@ impl Nf4 {
 impl Weight {
     /// What is neither NF4 nor f32 nor 16-bit is dequantised here. Under a 16-bit compute dtype every dense part is
     /// rounded to it once, now instead of at each product; under f32 16-bit values stay as they are.
-    pub(super) fn new(device: &Device, dtype: Dtype, stored: Vec<StoredMatrix>) -> Result<Self> {
+    ///
+    /// `is_pinned`: dense parts stay in the computer's memory.
+    pub(super) fn new(device: &Device, dtype: Dtype, stored: Vec<StoredMatrix>, is_pinned: bool) -> Result<Self> {
         let cols = stored.first().map_or(0, |part| part.cols);
         let mut weight = Self { rows: 0, cols, parts: Vec::new() };
-        let mut dense = Dense { first: 0, rows: 0, dtype, bytes: Vec::new() };
+        let mut dense = Dense { first: 0, rows: 0, dtype, bytes: Vec::new(), is_pinned };
         for part in stored {
             same("weight", "the columns of a part", part.cols, cols)?;
             // everything after reads as many values as these: their number must be right
@@ -107,10 +109,18 @@ impl Weight {
 
     pub(super) fn bytes(&self) -> usize {
         let bytes = |part: &Part| match &part.storage {
-            Storage::Dense { values, .. } => values.len(),
+            Storage::Dense { values, .. } => values.device_len(),
             Storage::Nf4(nf4) => nf4.codes.len() + nf4.scale_codes.len() + nf4.absmax.len() + nf4.map.len(),
         };
         self.parts.iter().map(bytes).sum()
+    }
+
+    /// Bytes of scratch that `with` needs under `dtype`.
+    pub(super) fn scratch_bytes(&self, dtype: Dtype) -> usize {
+        match self.parts.as_slice() {
+            [Part { storage: Storage::Dense { dtype: stored, .. }, .. }] if *stored == dtype => 0,
+            _ => self.rows * self.cols * dtype.bytes(),
+        }
     }
 
     /// Lends the whole matrix in `dtype` to `work`: itself if it is stored so, else dequantised into `scratch`.
@@ -148,12 +158,14 @@ struct Dense {
     rows: usize,
     dtype: Dtype,
     bytes: Vec<u8>,
+    is_pinned: bool,
 }
 
 impl Dense {
     fn close(&mut self, device: &Device, parts: &mut Vec<Part>) -> Result<()> {
         if self.rows > 0 {
-            let values = device.upload("weight", &std::mem::take(&mut self.bytes))?;
+            let bytes = std::mem::take(&mut self.bytes);
+            let values = if self.is_pinned { device.pin(&bytes)? } else { device.upload("weight", &bytes)? };
             let storage = Storage::Dense { dtype: self.dtype, values };
             parts.push(Part { first: self.first, rows: std::mem::take(&mut self.rows), storage });
         }

@@ -10,7 +10,7 @@ use crate::script::Failure;
 use crate::train::Model;
 use crate::{handle_option, options};
 
-use super::{Answer, count, failure, host};
+use super::{Answer, count, failure, host, train_failure};
 
 handle_option!(Model, "Model");
 
@@ -104,7 +104,8 @@ mod methods {
         let BatchTable { batch_size, accumulate, shuffle, packing, max_tokens, .. } = given;
         let options = BatchOptions { batch_size, accumulate, shuffle, seed, packing, max_tokens };
         let inner = tokens.batches(&options).map_err(|error| failure(&context, &error))?;
-        let merge = given.merge.map(|model| model.room());
+        let merge =
+            given.merge.map(|model| model.room()).transpose().map_err(|error| train_failure(&context, &error))?;
         Ok(Batches { inner, tokens: tokens.clone(), merge })
     }
 
@@ -126,6 +127,21 @@ mod methods {
     #[rhai_fn(name = "report", pure)]
     pub fn report(batches: &mut Batches) -> String {
         batches.inner.report().to_string()
+    }
+
+    /// Decides what training on these batches keeps in memory, takes that memory, and returns it as a text.
+    ///
+    /// Without this the first `model.loss` decides. It says what is predicted at the worst moment, where the device
+    /// counts its memory.
+    ///
+    /// ```rhai
+    /// print(model.plan(batches));
+    /// ```
+    #[rhai_fn(name = "plan", pure, return_raw)]
+    pub fn plan(context: NativeCallContext<'_>, model: &mut Model, batches: Batches) -> Answer<String> {
+        let tokens = batches.inner.most_tokens(batches.merge);
+        let plan = model.plan_for(tokens).map_err(|error| train_failure(&context, &error))?;
+        Ok(plan.to_string())
     }
 
     /// Returns the steps of epoch `number` (0-based), each made when the loop comes to it.

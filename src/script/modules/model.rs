@@ -25,7 +25,7 @@ options! {
         max_seq_length: Option<usize> = None, 1.., "longest text in tokens; the model's own limit when not given";
         adapter: Option<String> = None, "folder of an adapter to put on";
         dtype: Option<String> = None, "what a GPU computes in: \"bf16\", \"f16\" or \"f32\"; the best it has when not given";
-        memory: Option<Dynamic> = None, "not there yet";
+        memory: String = "balanced", "for training: \"lean\", \"balanced\", \"speed\", or a budget like \"7GB\"";
         revision: Option<String> = None, "not there yet";
     }
 }
@@ -72,9 +72,8 @@ mod constructors {
     #[rhai_fn(name = "from_pretrained", return_raw)]
     pub fn from_pretrained(context: NativeCallContext<'_>, id: &str, options: Map) -> Answer<Model> {
         let given = LoadTable::parse(&options, &context)?;
-        let later = [("memory", given.memory.is_some()), ("revision", given.revision.is_some())];
-        if let Some((name, _)) = later.into_iter().find(|(_, is_given)| *is_given) {
-            return Err(not_there_yet(&context, &format!("the option {name}")));
+        if given.revision.is_some() {
+            return Err(not_there_yet(&context, "the option revision"));
         }
         let host = host(&context)?;
         let settings = LoadSettings {
@@ -87,6 +86,7 @@ mod constructors {
             },
             unpacked_bytes: None,
             dtype: given.dtype.as_deref().map(|name| dtype(&context, name)).transpose()?,
+            memory: given.memory.parse().map_err(|wanted| LoadTable::SCHEMA.wrong("memory", wanted, &context))?,
             cancel: host.cancel(),
         };
         let place = place(&context, id)?;

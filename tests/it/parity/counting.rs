@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use unslothify::kernels::{AdamWStep, Attention, Backend, LoraGroup, Result, StateSegment};
+use unslothify::kernels::{AdamWStep, Attention, Backend, DeviceMemory, LoraGroup, Result, StateSegment};
 use unslothify::quant::StoredMatrix;
 
 /// One operation on `rows` tokens; a product with a frozen matrix names its shape.
@@ -55,15 +55,27 @@ impl<B: Backend> Backend for Counting<B> {
     type Index = B::Index;
     type Segments = B::Segments;
     type Weight = Shaped<B::Weight>;
+    type Host = B::Host;
 
     delegate! {
         name() -> &'static str;
+        memory() -> Result<Option<DeviceMemory>>;
+        peak_bytes() -> Result<Option<usize>>;
+        value_bytes() -> (usize, usize);
+        settle_memory() -> Result<()>;
+        settle_full(full: &B::Full) -> Result<()>;
+        has_host() -> bool;
+        host(rows: usize, cols: usize) -> Result<B::Host>;
+        offload(act: &B::Act, host: &mut B::Host) -> Result<()>;
+        fetch(host: &mut B::Host, act: &mut B::Act) -> Result<()>;
+        arrive(host: &B::Host) -> Result<()>;
         act() -> B::Act;
         resize(act: &mut B::Act, rows: usize, cols: usize) -> Result<()>;
         shape(act: &B::Act) -> (usize, usize);
         write_act(act: &mut B::Act, rows: usize, cols: usize, values: &[f32]) -> Result<()>;
         read_act(act: &B::Act) -> Result<Vec<f32>>;
         copy(from: &B::Act, to: &mut B::Act) -> Result<()>;
+        copy_rows(from: &B::Act, first: usize, rows: usize, to: &mut B::Act, to_first: usize) -> Result<()>;
         zero_act(act: &mut B::Act, rows: usize, cols: usize) -> Result<()>;
         head_rows(vocabulary: usize) -> usize;
         scale(act: &mut B::Act, factor: f64) -> Result<()>;
@@ -105,6 +117,11 @@ impl<B: Backend> Backend for Counting<B> {
     fn weight(&self, parts: Vec<StoredMatrix>) -> Result<Self::Weight> {
         let shape = (parts.iter().map(|part| part.rows).sum(), parts[0].cols);
         Ok(Shaped { inner: self.inner.weight(parts)?, shape })
+    }
+
+    fn weight_on_host(&self, parts: Vec<StoredMatrix>) -> Result<Self::Weight> {
+        let shape = (parts.iter().map(|part| part.rows).sum(), parts[0].cols);
+        Ok(Shaped { inner: self.inner.weight_on_host(parts)?, shape })
     }
 
     fn weight_bytes(&self, weight: &Self::Weight) -> usize {

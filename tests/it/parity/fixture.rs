@@ -139,7 +139,7 @@ impl Case {
 
     /// The base without an adapter.
     pub fn base<B: Backend>(&self, backend: B) -> Engine<B> {
-        Engine::load(backend, &self.checkpoint(), &LoadOptions { load_in_4bit: false }).unwrap()
+        Engine::load(backend, &self.checkpoint(), &LoadOptions::default()).unwrap()
     }
 
     /// The base as a recipe holds it.
