@@ -1,15 +1,17 @@
 //! Training steps of a Mistral-7B shape on the GPU: time, memory, and where the time goes.
 //!
-//!     cargo bench --bench gpu -- [A|B|C]... [--steps N] [--layers N] [--rank N] [--dtype bf16|f32] [--tune]
+//!     cargo bench --bench gpu -- [A|B|C|D|E]... [--memory lean|balanced|speed|7GB] [--steps N] [--layers N] [--rank N]
+//!         [--dtype bf16|f16|f32] [--tune] [--profile]
 //!
-//! A is 2 texts of 2048 tokens, B 8 of 512, C 1 of 8192. Random weights, linears in NF4 with double quantisation, LoRA on
-//! all 7 linears, 8-bit AdamW; every token has a target. The time of a step is the median of wall clock over N steps after
-//! three that are not counted; the table is one more step with an event before and after each operation.
+//! A is 2 texts of 2048 tokens, B 8 of 512, C 1 of 8192, D 8 of 12 to 20 (the original job's optimizer step, its
+//! micro-batches merged), E is A with a 16-bit base. Random weights, linears in NF4 with double quantisation but for E,
+//! LoRA on all 7 linears, 8-bit AdamW; every token has a target. The time of a step is the median of wall clock over N
+//! steps after three that are not counted; `--profile` adds a table of one more step with an event around each operation.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::Instant;
 
-use unslothify::engine::{Batch, Engine, LoraConfig, MODULES, Mode};
+use unslothify::engine::{Batch, Engine, LoadOptions, LoraConfig, MODULES, Memory, Mode};
 use unslothify::kernels::cuda::Dtype;
 use unslothify::kernels::{Backend, Cuda};
 use unslothify::optim::{AdamW8bit, Settings};
@@ -21,42 +23,61 @@ const UNCOUNTED: usize = 3;
 
 struct Workload {
     name: char,
+    /// Shortest and longest text.
+    lengths: (usize, usize),
     texts: usize,
-    length: usize,
+    in_4bit: bool,
 }
 
-const WORKLOADS: [Workload; 3] = [
-    Workload { name: 'A', texts: 2, length: 2048 },
-    Workload { name: 'B', texts: 8, length: 512 },
-    Workload { name: 'C', texts: 1, length: 8192 },
+const fn workload(name: char, texts: usize, lengths: (usize, usize)) -> Workload {
+    Workload { name, lengths, texts, in_4bit: name != 'E' }
+}
+
+const WORKLOADS: [Workload; 5] = [
+    workload('A', 2, (2048, 2048)),
+    workload('B', 8, (512, 512)),
+    workload('C', 1, (8192, 8192)),
+    workload('D', 8, (12, 20)),
+    workload('E', 2, (2048, 2048)),
 ];
 
 struct Arguments {
     workloads: Vec<char>,
+    memory: Memory,
     steps: usize,
     layers: usize,
     rank: usize,
     dtype: Option<Dtype>,
     is_tuned: bool,
+    is_profiled: bool,
 }
 
 fn arguments() -> Arguments {
-    let mut given = Arguments { workloads: Vec::new(), steps: 10, layers: 32, rank: 16, dtype: None, is_tuned: false };
+    let mut given = Arguments {
+        workloads: Vec::new(),
+        memory: Memory::default(),
+        steps: 10,
+        layers: 32,
+        rank: 16,
+        dtype: None,
+        is_tuned: false,
+        is_profiled: false,
+    };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
-        let mut number = || words.next().and_then(|word| word.parse().ok()).expect("a number after the option");
+        let mut next = || words.next().expect("a value after the option");
         match word.as_str() {
-            "A" | "B" | "C" => given.workloads.extend(word.chars()),
-            "--steps" => given.steps = number(),
-            "--layers" => given.layers = number(),
-            "--rank" => given.rank = number(),
+            "A" | "B" | "C" | "D" | "E" => given.workloads.extend(word.chars()),
+            "--memory" => given.memory = next().parse().expect("--memory"),
+            "--steps" => given.steps = next().parse().expect("--steps"),
+            "--layers" => given.layers = next().parse().expect("--layers"),
+            "--rank" => given.rank = next().parse().expect("--rank"),
             "--tune" => given.is_tuned = true,
+            "--profile" => given.is_profiled = true,
             "--dtype" => {
-                given.dtype = match words.next().as_deref() {
-                    Some("bf16") => Some(Dtype::Bf16),
-                    Some("f32") => Some(Dtype::F32),
-                    other => panic!("--dtype {other:?}: wanted bf16 or f32"),
-                }
+                let all = [Dtype::Bf16, Dtype::F16, Dtype::F32];
+                let name = next();
+                given.dtype = Some(all.into_iter().find(|dtype| dtype.name() == name).expect("bf16, f16 or f32"));
             }
             // cargo bench adds this one
             "--bench" => {}
@@ -80,23 +101,24 @@ fn config(layers: usize) -> ModelConfig {
 }
 
 fn main() {
+    let begun = Instant::now();
     let given = arguments();
     if !Cuda::is_driver_there() {
         println!("not run: there is no NVIDIA driver on this machine");
         return;
     }
     for workload in WORKLOADS.iter().filter(|workload| given.workloads.contains(&workload.name)) {
-        run(workload, &given);
+        run(workload, &given, begun);
     }
 }
 
-fn run(workload: &Workload, given: &Arguments) {
+fn run(workload: &Workload, given: &Arguments, begun: Instant) {
     let backend = Cuda::new(0, given.dtype).unwrap().with_tuning(given.is_tuned);
     let device = backend.device().clone();
     let dtype = backend.dtype().name();
-    device.reset_peak().unwrap();
     let started = Instant::now();
-    let mut engine = Engine::random(backend, config(given.layers), 1).unwrap();
+    let options = LoadOptions { load_in_4bit: workload.in_4bit, memory: given.memory };
+    let mut engine = Engine::random(backend, config(given.layers), 1, &options).unwrap();
     engine
         .add_lora(&LoraConfig {
             r: given.rank,
@@ -111,23 +133,30 @@ fn run(workload: &Workload, given: &Arguments) {
     let segments = engine.flat().unwrap().segments.to_vec();
     let mut optimizer = AdamW8bit::new(engine.backend(), Settings::default(), &segments, len).unwrap();
     device.wait().unwrap();
+    let lengths: Vec<usize> = (0..workload.texts)
+        .map(|text| workload.lengths.0 + text % (workload.lengths.1 - workload.lengths.0 + 1))
+        .collect();
+    let tokens: usize = lengths.iter().sum();
     println!(
-        "{}: {} x {} tokens, {} layers, r={}, {dtype}, tuned: {}; base {:.2} GB in {:.1} s",
+        "{}: {} texts, {tokens} tokens, {} layers, r={}, {dtype}, {:?}, tuned: {}; base {:.2} GB in {:.1} s",
         workload.name,
         workload.texts,
-        workload.length,
         given.layers,
         given.rank,
+        given.memory,
         given.is_tuned,
         engine.weight_bytes() as f64 / 1e9,
         started.elapsed().as_secs_f64()
     );
-
-    let tokens = workload.texts * workload.length;
+    println!("{}", engine.plan_for(tokens).unwrap());
+    let predicted = engine.plan_for(tokens).unwrap().peak().unwrap();
     let random = Philox::new(7, 0);
     let ids: Vec<u32> = (0..tokens as u64).map(|i| (random.uniform_at(i) * VOCABULARY as f64) as u32).collect();
     let targets: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
-    let borders: Vec<u32> = (0..=workload.texts).map(|text| (text * workload.length) as u32).collect();
+    let mut borders = vec![0_u32];
+    for length in &lengths {
+        borders.push(borders[borders.len() - 1] + *length as u32);
+    }
     let mut step = || {
         let batch = Batch { ids: &ids, cu_seqlens: &borders, targets: &targets };
         let loss = engine.forward(&batch, Mode::Train, tokens as f64).unwrap();
@@ -145,7 +174,10 @@ fn run(workload: &Workload, given: &Arguments) {
         let start = Instant::now();
         let (loss, norm) = step();
         let time = start.elapsed().as_secs_f64() * 1e3;
-        println!("  step {index}: {time:.1} ms, loss {loss:.4}, gradient norm {norm:.4}");
+        if index < UNCOUNTED {
+            let since = begun.elapsed().as_secs_f64();
+            println!("  step {index}: {time:.1} ms, loss {loss:.4}, norm {norm:.4}, {since:.1} s since the start");
+        }
         if index >= UNCOUNTED {
             times.push(time);
         }
@@ -153,13 +185,21 @@ fn run(workload: &Workload, given: &Arguments) {
     times.sort_by(f64::total_cmp);
     let median = times[times.len() / 2];
     let (free, total) = device.memory().unwrap();
+    let peak = total - free;
     println!(
-        "  {}: median {median:.1} ms/step, {:.0} tokens/s; peak {:.2} GB of tensors, {:.2} GB taken on the card",
+        "  {} {:?}: median {median:.1} ms/step ({:.1} to {:.1}), {:.0} tokens/s; peak {:.3} GB of the card, predicted {:.3} ({:+.1} %)",
         workload.name,
+        given.memory,
+        times[0],
+        times[times.len() - 1],
         tokens as f64 / median * 1e3,
-        device.peak_bytes().unwrap() as f64 / 1e9,
-        (total - free) as f64 / 1e9
+        peak as f64 / 1e9,
+        predicted as f64 / 1e9,
+        100.0 * (predicted as f64 / peak as f64 - 1.0)
     );
+    if !given.is_profiled {
+        return;
+    }
     device.measure(true);
     step();
     let rows = device.measured().unwrap();

@@ -70,9 +70,11 @@ impl<B: Backend> Engine<B> {
         Self::from_source(backend, checkpoint, options, cancel)
     }
 
-    /// A base of the shape of `config` with random values, its linears in NF4: to measure with, for no file is read.
-    pub fn random(backend: B, config: ModelConfig, seed: u64) -> Result<Self> {
-        Self::from_source(backend, &RandomBase::new(config, seed), &LoadOptions::default(), Cancel::new())
+    /// A base of the shape of `config` with random values, its linears in NF4 or bf16: to measure with, for no file is
+    /// read.
+    pub fn random(backend: B, config: ModelConfig, seed: u64, options: &LoadOptions) -> Result<Self> {
+        let base = RandomBase::new(config, seed, options.load_in_4bit);
+        Self::from_source(backend, &base, options, Cancel::new())
     }
 
     fn from_source(backend: B, checkpoint: &dyn Source, options: &LoadOptions, cancel: Cancel) -> Result<Self> {

@@ -11,16 +11,17 @@ use super::{Error, Result};
 /// The middle of the linears' block scales, which makes their values about 0.02 large, as trained ones are.
 const SCALE: f32 = 0.05;
 
-/// Linears in NF4 with double quantisation, embedding and head in bf16, norms of ones.
+/// Linears in NF4 with double quantisation or in bf16, embedding and head in bf16, norms of ones.
 #[derive(Debug)]
 pub(super) struct RandomBase {
     config: ModelConfig,
     seed: u64,
+    in_4bit: bool,
 }
 
 impl RandomBase {
-    pub fn new(config: ModelConfig, seed: u64) -> Self {
-        Self { config, seed }
+    pub fn new(config: ModelConfig, seed: u64, in_4bit: bool) -> Self {
+        Self { config, seed, in_4bit }
     }
 
     fn shape(&self, name: &str) -> Result<Vec<usize>> {
@@ -40,7 +41,8 @@ impl Source for RandomBase {
         };
         let mut bytes = Bytes(name.bytes().fold(self.seed, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())));
         let elements = rows * cols;
-        let values = if name.ends_with("_proj.weight") {
+        let is_linear = name.ends_with("_proj.weight");
+        let values = if is_linear && self.in_4bit {
             let blocks = elements.div_ceil(nf4::BLOCK);
             let absmax = Nf4Scales::Nested {
                 codes: bytes.take(blocks),
@@ -51,8 +53,9 @@ impl Source for RandomBase {
             let codes = bytes.take(elements.div_ceil(2));
             StoredValues::Nf4(Nf4Values { codes, absmax, dtype: FloatType::Bf16 })
         } else {
-            let value = |byte: u8| bf16::from_f32((f32::from(byte) - 127.5) / 127.5 * SCALE);
-            StoredValues::Bf16(bytes.take(elements).into_iter().map(value).collect())
+            // 1/64 to 1/32 with any sign
+            let value = |two: &[u8]| bf16::from_bits(u16::from_le_bytes([two[0], two[1]]) & 0x807f | 0x3c80);
+            StoredValues::Bf16(bytes.take(2 * elements).chunks_exact(2).map(value).collect())
         };
         Ok(StoredMatrix { rows, cols, values })
     }
