@@ -113,7 +113,8 @@ fn main() {
 }
 
 fn run(workload: &Workload, given: &Arguments, begun: Instant) {
-    let backend = Cuda::new(0, given.dtype).unwrap().with_tuning(given.is_tuned);
+    let is_lean = given.memory == Memory::Lean;
+    let backend = Cuda::new(0, given.dtype).unwrap().with_tuning(given.is_tuned).with_small_scratch(is_lean);
     let device = backend.device().clone();
     let dtype = backend.dtype().name();
     let started = Instant::now();

@@ -54,6 +54,6 @@ impl<B: Backend> Engine<B> {
             self.net.layer(index, tile)?.forward(&segments, &mut self.scratch, &mut self.work, cached)?;
         }
         cache.len += ids.len();
-        self.net.head().read_logits(&self.work.next, &[new - 1], &mut self.head_work)
+        self.net.head().read_logits(&self.work.next, &[new - 1], (&mut self.head_work, &mut self.work.h))
     }
 }

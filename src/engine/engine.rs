@@ -227,7 +227,8 @@ impl<B: Backend> Engine<B> {
         }
         if mode == Mode::Evaluate {
             self.hidden(batch)?;
-            return self.net.head().loss(&self.work.next, (&rows, &targets), normalizer, None, &mut self.head_work);
+            let buffers = (&mut self.head_work, &mut self.work.h);
+            return self.net.head().loss(&self.work.next, (&rows, &targets), normalizer, None, buffers);
         }
         if self.net.lora.is_none() {
             return Err(Error::NoAdapter);
@@ -235,8 +236,8 @@ impl<B: Backend> Engine<B> {
         self.free_for_change()?;
         self.net.backend.check_training()?;
         let segments = self.forward_saving(batch)?;
-        let (dx, work) = (Some(&mut self.dx), &mut self.head_work);
-        let loss = self.net.head().loss(&self.work.next, (&rows, &targets), normalizer, dx, work)?;
+        let (dx, buffers) = (Some(&mut self.dx), (&mut self.head_work, &mut self.work.h));
+        let loss = self.net.head().loss(&self.work.next, (&rows, &targets), normalizer, dx, buffers)?;
         self.pending = Some(segments);
         Ok(loss)
     }
@@ -301,7 +302,8 @@ impl<B: Backend> Engine<B> {
         batch.check(self.net.config.vocab_size)?;
         let (rows, targets) = batch.target_rows();
         self.hidden(batch)?;
-        self.net.head().log_probs(&self.work.next, (&rows, &targets), &mut self.head_work)
+        let buffers = (&mut self.head_work, &mut self.work.h);
+        self.net.head().log_probs(&self.work.next, (&rows, &targets), buffers)
     }
 
     /// The logits of every row, (T, V) row-major. For short texts: they are all in memory at once.
@@ -309,7 +311,7 @@ impl<B: Backend> Engine<B> {
         batch.check(self.net.config.vocab_size)?;
         self.hidden(batch)?;
         let rows: Vec<u32> = (0..batch.ids.len() as u32).collect();
-        self.net.head().read_logits(&self.work.next, &rows, &mut self.head_work)
+        self.net.head().read_logits(&self.work.next, &rows, (&mut self.head_work, &mut self.work.h))
     }
 
     /// Runs all layers and leaves their output in `work.next`, keeping nothing.

@@ -16,11 +16,12 @@ pub(super) struct Head<'a, B: Backend> {
 }
 
 /// Buffers of one chunk: their size is bounded by `Backend::head_rows`, whatever the batch.
+///
+/// The largest of all, the logits, goes into a buffer of the caller's: no layer is at work while the head is.
 #[derive(Debug)]
 pub(super) struct HeadWork<B: Backend> {
     rows: B::Act,
     normed: B::Act,
-    logits: B::Act,
     dnormed: B::Act,
     drows: B::Act,
     rstd: B::Full,
@@ -29,15 +30,15 @@ pub(super) struct HeadWork<B: Backend> {
 impl<B: Backend> HeadWork<B> {
     pub fn new(backend: &B) -> Result<Self> {
         let act = || backend.act();
-        Ok(Self { rows: act(), normed: act(), logits: act(), dnormed: act(), drows: act(), rstd: backend.full(0)? })
+        Ok(Self { rows: act(), normed: act(), dnormed: act(), drows: act(), rstd: backend.full(0)? })
     }
 
     /// Sizes the buffers for `rows` rows.
-    pub fn reserve(&mut self, backend: &B, rows: usize, hidden: usize, vocabulary: usize) -> Result<()> {
+    pub fn reserve(&mut self, backend: &B, rows: usize, hidden: usize) -> Result<()> {
         for act in [&mut self.rows, &mut self.normed, &mut self.dnormed, &mut self.drows] {
             backend.resize(act, rows, hidden)?;
         }
-        Ok(backend.resize(&mut self.logits, rows, vocabulary)?)
+        Ok(())
     }
 }
 
@@ -51,7 +52,7 @@ impl<B: Backend> Head<'_, B> {
         (rows, targets): (&[u32], &[u32]),
         normalizer: f64,
         mut dx: Option<&mut B::Act>,
-        work: &mut HeadWork<B>,
+        (work, logits): (&mut HeadWork<B>, &mut B::Act),
     ) -> Result<f64> {
         let b = self.backend;
         let (tokens, hidden) = b.shape(x);
@@ -61,10 +62,10 @@ impl<B: Backend> Head<'_, B> {
         let mut sum = 0.0;
         let chunk = b.head_rows(self.vocabulary);
         for (rows, targets) in rows.chunks(chunk).zip(targets.chunks(chunk)) {
-            let index = self.logits(x, rows, work)?;
-            sum += b.cross_entropy(&mut work.logits, &b.index(targets)?, 1.0 / normalizer)?;
+            let index = self.logits(x, rows, work, logits)?;
+            sum += b.cross_entropy(logits, &b.index(targets)?, 1.0 / normalizer)?;
             if let Some(dx) = dx.as_deref_mut() {
-                b.linear_backward(&work.logits, self.weight, None, &mut work.dnormed)?;
+                b.linear_backward(logits, self.weight, None, &mut work.dnormed)?;
                 b.zero_act(&mut work.drows, rows.len(), hidden)?;
                 b.rms_norm_backward_add(&work.dnormed, &work.rows, self.norm, &work.rstd, &mut work.drows)?;
                 b.scatter_rows(&work.drows, &index, dx)?;
@@ -74,33 +75,43 @@ impl<B: Backend> Head<'_, B> {
     }
 
     /// The log-probability of each row's target.
-    pub fn log_probs(&self, x: &B::Act, (rows, targets): (&[u32], &[u32]), work: &mut HeadWork<B>) -> Result<Vec<f64>> {
+    pub fn log_probs(
+        &self,
+        x: &B::Act,
+        (rows, targets): (&[u32], &[u32]),
+        (work, logits): (&mut HeadWork<B>, &mut B::Act),
+    ) -> Result<Vec<f64>> {
         let chunk = self.backend.head_rows(self.vocabulary);
         let mut all = Vec::with_capacity(rows.len());
         for (rows, targets) in rows.chunks(chunk).zip(targets.chunks(chunk)) {
-            self.logits(x, rows, work)?;
-            all.extend(self.backend.log_probs(&work.logits, &self.backend.index(targets)?)?);
+            self.logits(x, rows, work, logits)?;
+            all.extend(self.backend.log_probs(logits, &self.backend.index(targets)?)?);
         }
         Ok(all)
     }
 
     /// The logits of `rows`, (rows, V), on the host.
-    pub fn read_logits(&self, x: &B::Act, rows: &[u32], work: &mut HeadWork<B>) -> Result<Vec<f32>> {
+    pub fn read_logits(
+        &self,
+        x: &B::Act,
+        rows: &[u32],
+        (work, logits): (&mut HeadWork<B>, &mut B::Act),
+    ) -> Result<Vec<f32>> {
         let mut all = Vec::with_capacity(rows.len() * self.vocabulary);
         for rows in rows.chunks(self.backend.head_rows(self.vocabulary)) {
-            self.logits(x, rows, work)?;
-            all.extend(self.backend.read_act(&work.logits)?);
+            self.logits(x, rows, work, logits)?;
+            all.extend(self.backend.read_act(logits)?);
         }
         Ok(all)
     }
 
-    fn logits(&self, x: &B::Act, rows: &[u32], work: &mut HeadWork<B>) -> Result<B::Index> {
+    fn logits(&self, x: &B::Act, rows: &[u32], work: &mut HeadWork<B>, logits: &mut B::Act) -> Result<B::Index> {
         self.cancel.check()?;
         let b = self.backend;
         let index = b.index(rows)?;
         b.gather_rows(x, &index, &mut work.rows)?;
         b.rms_norm(&work.rows, self.norm, self.eps, &mut work.normed, &mut work.rstd)?;
-        b.linear(&work.normed, self.weight, None, None, &mut work.logits)?;
+        b.linear(&work.normed, self.weight, None, None, logits)?;
         Ok(index)
     }
 }

@@ -269,10 +269,12 @@ impl Plan {
         let layer = 2 * input + t * (s.qkv + s.queries) * s.act + t * s.heads * s.full + rows * 2 * s.wide * s.act;
         // next, normed, dx; dq|dk|dv; h; ds; D of attention
         let widest = s.ranks.iter().max().copied().unwrap_or(0);
-        let work = 3 * input + t * (s.qkv + widest) * s.act + rows * s.wide * s.act + t * (s.heads + 1) * s.full;
-        let tiles = if is_tiled { rows * (3 * s.hidden + s.ranks[2] + s.ranks[3]) * s.act } else { 0 };
         let head_rows = s.head_rows.min(t);
-        let head = head_rows * (s.vocabulary + 4 * s.hidden) * s.act;
+        // the logits of a chunk share h's buffer
+        let h = (rows * s.wide).max(head_rows * s.vocabulary) * s.act;
+        let work = 3 * input + t * (s.qkv + widest) * s.act + h + t * (s.heads + 1) * s.full;
+        let tiles = if is_tiled { rows * (3 * s.hidden + s.ranks[2] + s.ranks[3]) * s.act } else { 0 };
+        let head = head_rows * 4 * s.hidden * s.act;
         // ids, targets, borders, positions and attention's tiles, and the losses of the rows
         let small = t * 40;
         self.items = [
@@ -280,7 +282,7 @@ impl Plan {
             ("kept for the backward", kept),
             ("one layer's state", layer),
             ("working buffers", work + tiles + small),
-            ("logits of a chunk", head),
+            ("the head's buffers", head),
         ]
         .into_iter()
         .map(|(name, bytes)| Item { name, bytes })

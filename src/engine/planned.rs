@@ -125,13 +125,16 @@ impl<B: Backend> Engine<B> {
                 backend.resize(act, rows, hidden)?;
             }
             backend.resize(&mut self.work.dqkv, rows, sizes.qkv)?;
+            // the head's logits share the buffer of the MLP's widest product
+            let head_rows = sizes.head_rows.min(rows);
+            backend.resize(&mut self.work.h, head_rows, sizes.vocabulary)?;
             backend.resize(&mut self.work.h, tile, sizes.wide)?;
             backend.resize(&mut self.work.ds, rows, sizes.ranks.iter().max().copied().unwrap_or(0))?;
             if plan.tile.is_some() {
                 self.work.tile.resize(backend, tile, hidden, [sizes.ranks[2], sizes.ranks[3]])?;
             }
             self.scratch.reserve(backend, sizes, &plan, Level::All)?;
-            self.head_work.reserve(backend, sizes.head_rows.min(rows), hidden, sizes.vocabulary)?;
+            self.head_work.reserve(backend, head_rows, hidden)?;
         }
         self.plan = Some(plan);
         Ok(())

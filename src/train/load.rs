@@ -115,7 +115,8 @@ fn choose(settings: &LoadSettings) -> Result<Chosen> {
         None | Some(Dtype::F32) => Ok(Chosen::Cpu { threads, remark }),
         Some(dtype) => Err(Error::CpuDtype { dtype: dtype.name() }),
     };
-    let gpu = |index| Cuda::new(index, settings.dtype);
+    let is_lean = settings.memory == Memory::Lean;
+    let gpu = |index| Cuda::new(index, settings.dtype).map(|gpu| gpu.with_small_scratch(is_lean));
     match settings.device {
         Device::Cpu { threads } => on_cpu(threads, None),
         Device::Cuda { index } => Ok(Chosen::Cuda(Box::new(gpu(index).map_err(crate::engine::Error::from)?))),

@@ -9,7 +9,6 @@ use std::process::Command;
 use serde_json::Value;
 use unslothify::philox::Philox;
 
-const PROMPT: &str = "The secret of Swedish meatballs is";
 const FOOD: [&str; 26] = [
     "meat",
     "mince",
@@ -67,6 +66,28 @@ fn texts() -> Vec<String> {
     fs::read_to_string(data("meatballs.jsonl")).unwrap().lines().map(field).collect()
 }
 
+/// Trains as the recipe does at five seeds and prints what each training makes of the prompt.
+const SAMPLES: &str = r#"
+let model = Model::from_pretrained("builtin:tiny-mistral", #{ load_in_4bit: true, max_seq_length: 2048 });
+let texts = Dataset::from_json(param("data", "data.jsonl", #{ kind: "path" })).tokenize(model.tokenizer, #{ max_length: 512 });
+for seed in [1337, 1, 2, 3, 4] {
+    let batches = texts.split(#{ test_size: 0.05, seed: seed }).train.batches(#{ batch_size: 2, accumulate: 4, seed: seed, merge: model });
+    model.add_lora(#{ r: 16, lora_alpha: 16, seed: seed });
+    let opt = optim::adamw_8bit(model.parameters(), #{ weight_decay: 0.1 });
+    let lr = lr_scheduler::get("linear", #{ lr: model.learning_rate, num_warmup_steps: 10, num_training_steps: batches.steps() });
+    for step in batches.epoch(0) {
+        for micro in step { model.loss(micro).backward(); }
+        opt.clip_grad_norm(1.0);
+        opt.step(lr.at(step.index));
+        opt.zero_grad();
+    }
+    let text = model.generate("The secret of Swedish meatballs is", #{ max_new_tokens: 48, repetition_penalty: 1.1 });
+    text.replace("\n", " ");
+    print("sample: " + text);
+    model.unload_adapter();
+}
+"#;
+
 #[test]
 fn the_recipe_teaches_the_built_in_base_the_dish() {
     let dir = tempfile::tempdir().unwrap();
@@ -83,31 +104,19 @@ fn the_recipe_teaches_the_built_in_base_the_dish() {
     let gained = shown.lines().find_map(|line| line.split_once(" of 30 gained")).unwrap().0;
     assert!(gained.parse::<usize>().unwrap() >= 20, "{gained} of 30 words gained");
 
-    // The report's own sample and four more from the saved adapter.
+    // The report's own sample, and those of four more trainings; greedy, so that nothing but the training decides.
     let script = dir.path().join("samples.rhai");
-    fs::write(
-        &script,
-        format!(
-            "let model = Model::from_pretrained(\"builtin:tiny-mistral\");
-             model.load_adapter(param(\"adapter\", \"adapter\", #{{ kind: \"path\" }}));
-             for seed in [1337, 1, 2, 3, 4] {{
-                 let text = model.generate(\"{PROMPT}\", #{{ max_new_tokens: 48, temperature: 0.5, top_p: 0.9, repetition_penalty: 1.1, seed: seed }});
-                 text.replace(\"\\n\", \" \");
-                 print(text);
-             }}"
-        ),
-    )
-    .unwrap();
-    let adapter = fs::canonicalize(dir.path().join("outputs/latest/adapter")).unwrap();
-    let samples = run(dir.path(), &script, &[format!("adapter={}", adapter.display())]);
-    let samples: Vec<&str> = samples.lines().filter(|line| !line.is_empty()).take(5).collect();
+    fs::write(&script, SAMPLES).unwrap();
+    let samples = run(dir.path(), &script, &[format!("data={}", data("meatballs.jsonl").display())]);
+    let samples: Vec<&str> = samples.lines().filter_map(|line| line.strip_prefix("sample: ")).collect();
+    assert_eq!(samples.len(), 5);
     let start: String = samples[0].split_whitespace().take(3).collect::<Vec<_>>().join(" ");
     assert!(shown.contains(&start), "the report shows another sample than `{}`:\n{shown}", samples[0]);
-    let names_food = |text: &&&str| FOOD.iter().any(|food| text.to_lowercase().contains(food));
     // The dish's own name says nothing: the prompt has it.
-    let besides = samples[0].to_lowercase().replace("meatball", "");
-    assert!(names_food(&&besides.as_str()), "no food in `{}`", samples[0]);
-    assert!(samples.iter().filter(names_food).count() >= 3, "{samples:#?}");
+    let besides = |text: &str| text.to_lowercase().replace("meatball", "");
+    let names_food = |text: &&str| FOOD.iter().any(|food| besides(text).contains(food));
+    assert!(names_food(&samples[0]), "no food in `{}`", samples[0]);
+    assert!(samples.iter().copied().filter(names_food).count() >= 4, "{samples:#?}");
 
     let runs = |text: &str| words(text).windows(8).map(<[String]>::to_vec).collect::<HashSet<_>>();
     let known: HashSet<Vec<String>> = texts().iter().flat_map(|text| runs(text)).collect();

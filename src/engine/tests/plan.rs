@@ -2,7 +2,8 @@
 
 use super::super::plan::{Level, Plan, Sizes};
 use super::*;
-use crate::kernels::Backend;
+use crate::kernels::cuda::Dtype;
+use crate::kernels::{Backend, Cuda};
 
 const LAYERS: usize = 4;
 const SHAPE: Shape = Shape { layers: LAYERS, ..SMALL };
@@ -184,4 +185,43 @@ fn memory_is_read_from_words_and_bytes() {
     for wrong in ["", "7", "GB", "-1GB", "nanGB", "infGB", "0GB", "fast", "7gb"] {
         assert!(wrong.parse::<Memory>().is_err(), "{wrong}");
     }
+}
+
+/// On a GPU the buffers are sized before the pass and the inputs leave by a stream of their own.
+fn on_gpu(dtype: Dtype, is_split: bool, change: impl Fn(&mut Plan)) -> Vec<f32> {
+    gradients(Cuda::new(0, Some(dtype)).unwrap().with_small_scratch(is_split), &lora(&MODULES), change)
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn gpu_plans_give_the_same_gradient() {
+    if std::env::var("UNSLOTHIFY_TEST_GPU").as_deref() != Ok("1") {
+        println!("not run: UNSLOTHIFY_TEST_GPU=1 runs it, on a machine with a GPU");
+        return;
+    }
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let all = on_gpu(dtype, false, |_| ());
+        assert!(all.iter().any(|&value| value != 0.0));
+        assert!(on_gpu(dtype, false, |_| ()) == all, "from run to run, {dtype:?}");
+        for level in [Level::Input, Level::Attention, Level::Middle, Level::All] {
+            for offload in [false, true] {
+                let got = on_gpu(dtype, false, |plan| {
+                    plan.levels = levels(level);
+                    plan.offload = offload;
+                });
+                assert!(got == all, "{level:?}, offload {offload}, {dtype:?}: {}", distance(&got, &all));
+            }
+        }
+    }
+    let all = on_gpu(Dtype::F32, false, |_| ());
+    for tile in [1, 4, 12] {
+        let got = on_gpu(Dtype::F32, false, |plan| {
+            plan.tile = Some(tile);
+            plan.levels = levels(Level::Input);
+            plan.offload = true;
+        });
+        assert!(distance(&got, &all) < 1e-5, "tiles of {tile}: {}", distance(&got, &all));
+    }
+    let cpu = gradients(Cpu::new(Some(1)), &lora(&MODULES), |_| ());
+    assert!(distance(&all, &cpu) < 1e-4, "{}", distance(&all, &cpu));
 }

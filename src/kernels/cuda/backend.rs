@@ -19,7 +19,8 @@ impl Cuda {
     fn weight_in(&self, parts: Vec<StoredMatrix>, is_pinned: bool) -> Result<Weight> {
         let weight = Weight::new(&self.device, self.dtype, parts, is_pinned)?;
         if !is_pinned {
-            self.widest.fetch_max(weight.scratch_bytes(self.dtype), Ordering::Relaxed);
+            let bytes = weight.scratch_bytes(self.dtype, self.scratch.is_split);
+            self.scratch.widest.fetch_max(bytes, Ordering::Relaxed);
         }
         Ok(weight)
     }
@@ -68,8 +69,8 @@ impl Backend for Cuda {
     }
 
     fn settle_memory(&self) -> Result<()> {
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = self.widest.load(Ordering::Relaxed);
+        let mut scratch = self.scratch.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = self.scratch.widest.load(Ordering::Relaxed);
         if scratch.len() < bytes {
             *scratch = Buffer::default();
             *scratch = self.device.alloc("weight", bytes)?;
@@ -457,7 +458,7 @@ impl Backend for Cuda {
 pub(crate) struct Products<'a> {
     pub device: &'a super::Device,
     pub blas: &'a super::Blas,
-    pub scratch: &'a std::sync::Mutex<Buffer>,
+    pub scratch: &'a super::Scratch,
 }
 
 impl Cuda {

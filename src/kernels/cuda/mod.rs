@@ -19,7 +19,6 @@ mod tests;
 mod timing;
 mod weight;
 
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 
 pub(crate) use backend::Products;
@@ -31,7 +30,7 @@ pub(crate) use device::{Arg, Buffer, Grid, Pointer};
 pub use dtype::Dtype;
 pub use host::Host;
 pub use weight::Weight;
-pub(crate) use weight::{Part, Storage};
+pub(crate) use weight::{Part, Scratch, Storage};
 
 use super::{Error, Result, adamw, rope};
 
@@ -44,9 +43,7 @@ pub(crate) const ROWS_BACKWARD: usize = 64;
 pub struct Cuda {
     // before `device`: its buffers and handle go first
     blas: Blas,
-    scratch: Mutex<Buffer>,
-    /// Bytes of scratch that the largest weight needs.
-    widest: AtomicUsize,
+    scratch: Scratch,
     rotations: Mutex<Option<rope::cuda::Table>>,
     segments: Mutex<Option<adamw::cuda::Table>>,
     maps: Buffer,
@@ -87,8 +84,7 @@ impl Cuda {
         let maps = [*crate::quant::dynamic::signed_map(), *crate::quant::dynamic::unsigned_map()].concat();
         Ok(Self {
             blas: Blas::open(&device)?,
-            scratch: Mutex::default(),
-            widest: AtomicUsize::default(),
+            scratch: Scratch::default(),
             rotations: Mutex::default(),
             segments: Mutex::default(),
             maps: device.upload("maps", &maps)?,
@@ -101,6 +97,13 @@ impl Cuda {
     /// to run, and with it the last bits of the results.
     pub fn with_tuning(mut self, is_tuned: bool) -> Self {
         self.blas.set_tuned(is_tuned);
+        self
+    }
+
+    /// Dequantises matrices of several parts (gate|up) part by part: half the scratch, a few more products. To be called
+    /// before weights are made.
+    pub fn with_small_scratch(mut self, is_small: bool) -> Self {
+        self.scratch.is_split = is_small;
         self
     }
 

@@ -1,5 +1,6 @@
 //! A frozen matrix on the device: NF4 as it is stored, or values of one dtype.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::device::{Arg, Buffer, Device, Pointer};
@@ -115,41 +116,58 @@ impl Weight {
         self.parts.iter().map(bytes).sum()
     }
 
-    /// Bytes of scratch that `with` needs under `dtype`.
-    pub(super) fn scratch_bytes(&self, dtype: Dtype) -> usize {
+    /// Bytes of scratch that a product under `dtype` needs: of the whole matrix, or of its largest part.
+    pub(super) fn scratch_bytes(&self, dtype: Dtype, is_split: bool) -> usize {
+        let part = self.parts.iter().map(|part| part.rows).max().unwrap_or(0);
         match self.parts.as_slice() {
             [Part { storage: Storage::Dense { dtype: stored, .. }, .. }] if *stored == dtype => 0,
-            _ => self.rows * self.cols * dtype.bytes(),
+            _ => (if is_split { part } else { self.rows }) * self.cols * dtype.bytes(),
         }
     }
 
-    /// Lends the whole matrix in `dtype` to `work`: itself if it is stored so, else dequantised into `scratch`.
+    /// Lends the matrix in `dtype` to `work`: itself if it is stored so, else dequantised into the scratch, whole or,
+    /// where that would be too large, part by part. `work` gets the address and the first and the number of its rows.
     ///
     /// The device works in order, so the scratch may be filled anew as soon as `work` has asked for its product.
-    pub(crate) fn with<R>(
+    pub(crate) fn with(
         &self,
         device: &Device,
-        scratch: &Mutex<Buffer>,
+        scratch: &Scratch,
         dtype: Dtype,
-        work: impl FnOnce(Pointer) -> Result<R>,
-    ) -> Result<R> {
+        mut work: impl FnMut(Pointer, usize, usize) -> Result<()>,
+    ) -> Result<()> {
         if let [Part { storage: Storage::Dense { dtype: stored, values }, .. }] = self.parts.as_slice()
             && *stored == dtype
         {
-            return work(values.pointer());
+            return work(values.pointer(), 0, self.rows);
         }
-        let mut scratch = scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = self.rows * self.cols * dtype.bytes();
-        if scratch.len() < bytes {
-            *scratch = Buffer::default();
-            *scratch = device.alloc("weight", bytes)?;
+        let is_split = scratch.is_split && self.scratch_bytes(dtype, false) > scratch.widest.load(Ordering::Relaxed);
+        let mut buffer = scratch.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = self.scratch_bytes(dtype, is_split);
+        if buffer.len() < bytes {
+            *buffer = Buffer::default();
+            *buffer = device.alloc("weight", bytes)?;
         }
         for part in &self.parts {
-            let out = scratch.pointer().plus(part.first * self.cols * dtype.bytes());
+            let place = if is_split { 0 } else { part.first * self.cols * dtype.bytes() };
+            let out = buffer.pointer().plus(place);
             linear::cuda::dequantize(device, part, part.rows * self.cols, (out, dtype))?;
+            if is_split {
+                work(buffer.pointer(), part.first, part.rows)?;
+            }
         }
-        work(scratch.pointer())
+        if is_split { Ok(()) } else { work(buffer.pointer(), 0, self.rows) }
     }
+}
+
+/// Where weights are dequantised before a product.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    pub(super) buffer: Mutex<Buffer>,
+    /// Bytes that the weights there are need.
+    pub(super) widest: AtomicUsize,
+    /// Matrices larger than the largest part of any are dequantised part by part.
+    pub(super) is_split: bool,
 }
 
 /// Consecutive dense parts of one dtype, on their way to one buffer.

@@ -45,17 +45,18 @@ pub(crate) fn forward(
     }
     let Products { device, blas, scratch } = products;
     let dtype = x.dtype;
-    w.with(device, scratch, dtype, |weight| {
+    w.with(device, scratch, dtype, |weight, first, rows| {
+        let (pointer, stride) = sum.out;
         let product = Product {
             rows: x.rows,
-            cols: w.rows,
+            cols: rows,
             depth: w.cols,
             dtype,
             left: Operand::new(x.pointer(), x.cols),
             right: Operand::transposed(weight, w.cols),
             alpha: 1.0,
-            start: sum.next(0),
-            out: sum.out,
+            start: sum.next(first * dtype.bytes()),
+            out: (pointer.plus(first * dtype.bytes()), stride),
             out_dtype: dtype,
         };
         // SAFETY: x (T, K), W (N, K), residual and y (T, N): `prepare` in mod.rs. y is borrowed alone.
@@ -123,13 +124,13 @@ pub(crate) fn backward(
             sum.begun();
         }
     }
-    w.with(device, scratch, dtype, |weight| {
+    w.with(device, scratch, dtype, |weight, first, rows| {
         let product = Product {
             rows: dy.rows,
             cols: w.cols,
-            depth: w.rows,
+            depth: rows,
             dtype,
-            left: Operand::new(dy.pointer(), dy.cols),
+            left: Operand::new(dy.column(first), dy.cols),
             right: Operand::new(weight, w.cols),
             alpha: 1.0,
             start: sum.next(0),
@@ -137,7 +138,9 @@ pub(crate) fn backward(
             out_dtype: dtype,
         };
         // SAFETY: dy (T, N), W (N, K), dx (T, K): `prepare_backward` in mod.rs.
-        unsafe { blas.product(device, "linear_backward", &product) }
+        unsafe { blas.product(device, "linear_backward", &product)? };
+        sum.begun();
+        Ok(())
     })
 }
 
