@@ -38,6 +38,17 @@ fn report(found: &GpuFindings) -> String {
         }
         Err(error) => line("cublasLt", &format!("missing: {error}")),
     }
+    match &found.cudnn {
+        Ok((path, version)) => {
+            let (major, minor, patch) = (version / 10_000, version / 100 % 100, version % 100);
+            line("cudnn", &format!("{major}.{minor}.{patch} in {path}"));
+        }
+        Err(_) => line(
+            "cudnn",
+            "not found, and not needed: own kernels compute attention; on compute capability 9.x and \
+                                 10.x cuDNN's are faster (`pip install nvidia-cudnn-cu12`)",
+        ),
+    }
     let is_usable = found.blas.is_ok() && found.devices.iter().any(Result::is_ok);
     line("so", if is_usable { "`--device auto` computes on cuda:0" } else { "`--device auto` computes on the CPU" });
     text

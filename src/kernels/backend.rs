@@ -116,6 +116,10 @@ pub trait Backend: Send + Sync + Debug + 'static {
     }
     /// Bytes of a value of an activation and of a `Full`.
     fn value_bytes(&self) -> (usize, usize);
+    /// Bytes that `attention_backward` takes for every token while it runs, besides a number for every head.
+    fn attention_bytes(&self, _attention: &Attention) -> usize {
+        0
+    }
     /// Makes what products with the weights there are need besides their operands, and gives back to the driver what is
     /// not in use: `memory` tells the truth after it.
     fn settle_memory(&self) -> Result<()> {
@@ -254,7 +258,8 @@ pub trait Backend: Send + Sync + Debug + 'static {
         inverse_frequencies: &Self::Full,
         sign: f64,
     ) -> Result<()>;
-    /// Causal attention inside every text; o (T, heads*head_dim), lse (heads*T, head-major).
+    /// Causal attention inside every text; o (T, heads*head_dim), lse (heads*T, in the order that
+    /// `attention_backward` of the same backend and texts wants: head-major, but by cuDNN).
     fn attention(
         &self,
         qkv: &Self::Act,

@@ -79,6 +79,17 @@ pub enum Error {
     NoBlas,
     #[error("`{op}` on the GPU: {said} (CUDA error {code})")]
     Driver { op: &'static str, code: u32, said: String },
+    #[error(
+        "the library cuDNN 9 (libcudnn.so.9) was not found: `pip install nvidia-cudnn-cu12` and set LD_LIBRARY_PATH to \
+         its folder site-packages/nvidia/cudnn/lib, or compute attention without it: `attention: \"own\"`"
+    )]
+    NoCudnn,
+    #[error("cuDNN cannot compute attention here: {why}; `attention: \"own\"` computes it without cuDNN")]
+    UnfitCudnn { why: String },
+    #[error(
+        "`{op}` on the GPU: cuDNN could not {step}: {said} (status {status}); `attention: \"own\"` computes without cuDNN"
+    )]
+    Cudnn { op: &'static str, step: &'static str, status: u32, said: String },
     #[error("`{op}` on the GPU: cuBLASLt answered with status {status}")]
     Blas { op: &'static str, status: u32 },
     #[error("the program holds no kernel `{name}` for {dtype} on this GPU")]

@@ -2,12 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::cell::Cell;
+use std::io::Write;
 use std::sync::OnceLock;
 
 use pulp::Arch;
 
-use super::cuda::Dtype;
-use super::{Backend, Cpu, Cuda, Reference};
+use super::cuda::{AttentionKind, Dtype};
+use super::{Backend, Cpu, Cuda, Error, Reference};
 pub(crate) use crate::quant::tests::levels;
 use crate::quant::{StoredMatrix, StoredValues};
 
@@ -42,27 +43,60 @@ pub(crate) fn gpus() -> &'static [Cuda] {
     })
 }
 
+/// As `gpus` with attention by cuDNN, in f16 and bf16; none, and a line that says so past the harness, without cuDNN or
+/// on a GPU it is not used on.
+pub(crate) fn cudnn_gpus() -> &'static [Cuda] {
+    static GPUS: OnceLock<Vec<Cuda>> = OnceLock::new();
+    GPUS.get_or_init(|| {
+        if gpus().is_empty() {
+            return Vec::new();
+        }
+        let open = |dtype| {
+            let gpu = Cuda::new(0, Some(dtype)).unwrap_or_else(|error| panic!("{error}"));
+            gpu.with_attention(AttentionKind::Cudnn)
+        };
+        match (open(Dtype::F16), open(Dtype::Bf16)) {
+            (Ok(first), Ok(second)) => vec![first, second],
+            (Err(error @ (Error::NoCudnn | Error::UnfitCudnn { .. })), _) => {
+                let _ = writeln!(std::io::stderr(), "\nNOT RUN: the tests of attention by cuDNN, because {error}");
+                Vec::new()
+            }
+            (Err(error), _) | (_, Err(error)) => panic!("{error}"),
+        }
+    })
+}
+
 /// Runs a case on the GPU in every dtype; `tolerance` holds for f32, `coarse` for bf16 and a quarter of it for f16.
 pub(crate) fn check_gpu(case: &impl Case, tolerance: f64, coarse: f64) {
     for gpu in gpus() {
-        let allowed = match gpu.dtype() {
-            Dtype::F32 => tolerance,
-            Dtype::F16 => coarse / 4.0,
-            Dtype::Bf16 => coarse,
-        };
-        ROUNDING.set(gpu.dtype());
-        let (got, wanted) = (case.run(gpu), case.run(&Reference::new()));
-        ROUNDING.set(Dtype::F32);
-        assert_eq!(got.len(), wanted.len());
-        for (index, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
-            let difference = difference(got, wanted);
-            let dtype = gpu.dtype().name();
-            assert!(
-                difference <= allowed,
-                "{dtype}: output {index} ({} values) differs by {difference:e}, allowed {allowed:e}",
-                got.len()
-            );
-        }
+        let coarse = if gpu.dtype() == Dtype::F32 { tolerance } else { coarse };
+        check_against(gpu, case, &Reference::new(), coarse, |_| ());
+    }
+}
+
+/// Compares a case on a GPU with another backend, after its outputs were put in that one's order; `tolerance` holds for
+/// f32 and bf16, a quarter of it for f16.
+pub(crate) fn check_against<B: Backend>(
+    gpu: &Cuda,
+    case: &impl Case,
+    other: &B,
+    tolerance: f64,
+    reorder: impl Fn(&mut [Vec<f32>]),
+) {
+    let allowed = if gpu.dtype() == Dtype::F16 { tolerance / 4.0 } else { tolerance };
+    ROUNDING.set(gpu.dtype());
+    let (mut got, wanted) = (case.run(gpu), case.run(other));
+    ROUNDING.set(Dtype::F32);
+    reorder(&mut got);
+    assert_eq!(got.len(), wanted.len());
+    for (index, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
+        let difference = difference(got, wanted);
+        let dtype = gpu.dtype().name();
+        assert!(
+            difference <= allowed,
+            "{dtype}: output {index} ({} values) differs by {difference:e}, allowed {allowed:e}",
+            got.len()
+        );
     }
 }
 

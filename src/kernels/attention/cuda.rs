@@ -1,6 +1,8 @@
-//! `attention` on the GPU: by the tensor cores (mma.cu) where dtype, head_dim and chip allow, else by the plain kernels.
+//! `attention` on the GPU: by cuDNN where it was chosen and takes the pass; else by the tensor cores (mma.cu) where dtype,
+//! head_dim and chip allow; else by the plain kernels.
 #![expect(unsafe_code, reason = "starts kernels")]
 
+use super::cudnn::Fused;
 use crate::kernels::cuda::{
     Act, Arg, Buffer, Device, Dtype, Full, Grid, QUERIES_FORWARD, ROWS_BACKWARD, Segments, Tiles,
 };
@@ -56,6 +58,14 @@ fn tensor_cores(device: &Device, dtype: Dtype, attention: &Attention) -> Option<
     }
 }
 
+/// Which of the own kernels compute this.
+pub(crate) fn name(device: &Device, dtype: Dtype, attention: &Attention) -> &'static str {
+    match tensor_cores(device, dtype, attention) {
+        Some(_) => "own kernels (tensor cores)",
+        None => "own kernels (plain)",
+    }
+}
+
 /// Bytes of `rows` rows of a head in 16 bits.
 fn shared_bytes(head_dim: usize, rows: usize) -> usize {
     rows * head_dim * 2
@@ -80,12 +90,16 @@ fn geometry(attention: &Attention) -> [Arg; 4] {
 
 pub(crate) fn forward(
     device: &Device,
+    fused: Option<&Fused>,
     qkv: &Act,
     segments: &Segments,
     attention: &Attention,
     o: &mut Act,
     lse: &mut Full,
 ) -> Result<()> {
+    if let Some(fused) = fused.filter(|fused| fused.takes(qkv, segments, attention)) {
+        return fused.forward(device, qkv, segments, attention, o, lse);
+    }
     if let Some(kernels) = tensor_cores(device, qkv.dtype, attention) {
         let tiles = segments.forward_tiles();
         let first = [qkv.arg(), tiles.list, qkv.rows.into()];
@@ -106,6 +120,7 @@ pub(crate) fn forward(
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn backward(
     device: &Device,
+    fused: Option<&Fused>,
     do_: &Act,
     qkv: &Act,
     o: &Act,
@@ -114,6 +129,9 @@ pub(crate) fn backward(
     attention: &Attention,
     dqkv: &mut Act,
 ) -> Result<()> {
+    if let Some(fused) = fused.filter(|fused| fused.takes(qkv, segments, attention)) {
+        return fused.backward(device, do_, qkv, o, lse, segments, attention, dqkv);
+    }
     let pairs = qkv.rows * attention.heads;
     let delta = device.alloc("attention_backward", pairs * Dtype::F32.bytes())?;
     delta_rows(device, do_, o, attention, &delta)?;

@@ -4,11 +4,14 @@
 //! `i − window < j <= i` of the same text, `p = softmax(s)`, `o = Σ_j p[j]·v[j]`, `lse = ln Σ_j exp(s[j])`.
 //! Backward: `D = Σ_d do·o`, `dv[j] += p[j]·do`, `ds[j] = p[j]·(do·v[j] − D)`, `dq = Σ_j ds[j]·k[j]/sqrt(head_dim)`,
 //! `dk[j] += ds[j]·q/sqrt(head_dim)`; the query heads of a group are added in ascending order.
-//! qkv and dqkv (T, (heads + 2·kv_heads)·head_dim), o and do (T, heads·head_dim), lse (heads·T) head-major.
+//! qkv and dqkv (T, (heads + 2·kv_heads)·head_dim), o and do (T, heads·head_dim), lse (heads·T) head-major,
+//! but as it likes where cuDNN computes both directions.
 //! Source: Dao et al. 2022, arXiv:2205.14135, algorithms 1 and 4.
 
 pub(super) mod cpu;
 pub(super) mod cuda;
+pub(super) mod cudnn;
+mod graphs;
 pub(super) mod reference;
 #[cfg(test)]
 mod tests;

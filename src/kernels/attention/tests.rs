@@ -1,8 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use crate::kernels::testing::{
-    Case, Random, act, assert_close, assert_same_bits, check, check_gpu, check_gradient, difference, gpus, levels,
-    read_full, wide,
+    Case, Random, act, assert_close, assert_same_bits, check, check_against, check_gpu, check_gradient, cudnn_gpus,
+    difference, gpus, levels, read_full, wide,
 };
 use crate::kernels::{Attention, Backend, Cpu, Error, Reference, matrix::Matrix, matrix::Texts};
 
@@ -242,6 +242,88 @@ fn cached_steps_continue_a_text_on_the_gpu() {
             let narrow = gpu.dtype().decode(&gpu.dtype().encode(&values));
             let wanted = steps(&Reference::new(), &narrow, attention.width(), &attention);
             assert_close(&steps(gpu, &narrow, attention.width(), &attention), &wanted, tolerance);
+        }
+    }
+}
+
+/// Puts the lse of cuDNN's passes, by text or by token, in head-major order.
+fn head_major(pass: &Pass, outputs: &mut [Vec<f32>]) {
+    let lengths: Vec<usize> = pass.lengths.iter().copied().filter(|len| *len > 0).collect();
+    let (heads, tokens) = (pass.attention.heads, lengths.iter().sum::<usize>());
+    let lse = outputs[1].clone();
+    for row in 0..tokens {
+        for head in 0..heads {
+            let from = if super::cudnn::is_dense(&lengths) {
+                (row / lengths[0] * heads + head) * lengths[0] + row % lengths[0]
+            } else {
+                row * heads + head
+            };
+            outputs[1][head * tokens + row] = lse[from];
+        }
+    }
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn cudnn_on_the_gpu_computes_what_the_reference_computes() {
+    let check = |pass: &Pass, gpu| {
+        check_against(gpu, pass, &Reference::new(), 1.5e-2, |outputs| head_major(pass, outputs));
+    };
+    let lengths: [&[usize]; 8] =
+        [&[1], &[17, 1, 0, 33], &[63], &[65, 64], &[300], &[128, 127, 129, 1, 300], &[128, 128, 128], &[256]];
+    for gpu in cudnn_gpus() {
+        for lengths in lengths {
+            for (heads, kv_heads, head_dim) in [(8, 2, 64), (2, 1, 128), (3, 3, 64), (6, 2, 80)] {
+                check(&Pass::new(lengths, geometry(heads, kv_heads, head_dim, None)), gpu);
+            }
+        }
+        for head_dim in [16, 32, 48, 96, 112] {
+            check(&Pass::new(&[65, 64], geometry(4, 2, head_dim, None)), gpu);
+        }
+        for window in [1, 7, 64, 100] {
+            for lengths in [[128, 127, 129, 1, 300].as_slice(), &[256, 256]] {
+                check(&Pass::new(lengths, geometry(8, 2, 64, Some(window))), gpu);
+            }
+        }
+        check(&Pass { spread: 8.0, ..Pass::new(&[200], geometry(4, 2, 64, None)) }, gpu);
+        for lengths in [[70], [128]] {
+            let pass = |window| Pass::new(&lengths, geometry(2, 1, 64, window));
+            let right = pass(Some(16)).run(&Reference::new());
+            let mut wrong = pass(Some(17)).run(gpu);
+            head_major(&pass(None), &mut wrong);
+            for (right, wrong) in right.iter().zip(&wrong) {
+                assert!(difference(wrong, right) > 1.5e-2);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn what_cudnn_does_not_take_is_named_and_computed_by_own_kernels_on_the_gpu() {
+    for (cudnn, own) in cudnn_gpus().iter().zip(gpus().iter().skip(1)) {
+        assert_eq!(cudnn.dtype(), own.dtype());
+        let (fit, wide) = (geometry(8, 2, 64, None), geometry(2, 1, 256, Some(7)));
+        assert!(cudnn.attention_name(&fit).starts_with("cuDNN 9."), "{}", cudnn.attention_name(&fit));
+        assert_eq!(own.attention_name(&fit), "own kernels (tensor cores)");
+        assert!(own.is_deterministic(&fit) && !cudnn.is_deterministic(&fit));
+        let name = cudnn.attention_name(&wide);
+        assert!(name.starts_with("own kernels (plain) (not by cuDNN: "), "{name}");
+        let pass = Pass::new(&[20, 9], wide);
+        for (first, second) in pass.run(cudnn).iter().zip(&pass.run(own)) {
+            assert_same_bits(first, second);
+        }
+    }
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn cudnn_on_the_gpu_computes_long_texts_as_own_kernels_do_in_f32() {
+    let attention = geometry(32, 8, 128, None);
+    for lengths in [[1024, 1024].as_slice(), &[1500, 3, 540, 5]] {
+        let pass = Pass::new(lengths, attention);
+        for gpu in cudnn_gpus() {
+            check_against(gpu, &pass, &gpus()[0], 1.5e-2, |outputs| head_major(&pass, outputs));
         }
     }
 }

@@ -68,6 +68,10 @@ impl Backend for Cuda {
         (self.dtype.bytes(), super::Dtype::F32.bytes())
     }
 
+    fn attention_bytes(&self, attention: &Attention) -> usize {
+        if self.is_deterministic(attention) { 0 } else { attention::cudnn::backward_bytes(self.dtype, attention) }
+    }
+
     fn settle_memory(&self) -> Result<()> {
         let mut scratch = self.scratch.buffer.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = self.scratch.widest.load(Ordering::Relaxed);
@@ -328,7 +332,7 @@ impl Backend for Cuda {
         attention::cuda::check(attention)?;
         self.fit(o, &out)?;
         lse.fit(&self.device, rows.len())?;
-        attention::cuda::forward(&self.device, qkv, segments, attention, o, lse)
+        attention::cuda::forward(&self.device, self.fused.as_ref(), qkv, segments, attention, o, lse)
     }
 
     fn attention_backward(
@@ -347,7 +351,8 @@ impl Backend for Cuda {
         attention::prepare_backward(&do_shape, &qkv_shape, &o_shape, &lse_shape, texts, attention, &mut out)?;
         attention::cuda::check(attention)?;
         self.fit(dqkv, &out)?;
-        attention::cuda::backward(&self.device, do_, qkv, o, lse, segments, attention, dqkv)
+        let fused = self.fused.as_ref();
+        attention::cuda::backward(&self.device, fused, do_, qkv, o, lse, segments, attention, dqkv)
     }
 
     fn attention_cached(

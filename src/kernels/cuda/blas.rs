@@ -202,7 +202,7 @@ fn ok(op: &'static str, status: Status) -> Result<()> {
 
 /// The library that loads first, and where from.
 fn open() -> Result<(Library, Functions, String)> {
-    for path in library::candidates() {
+    for path in library::candidates(&library::BLAS) {
         // SAFETY: the file is cuBLASLt by its name; loading it runs its initialisers and nothing of ours.
         let Ok(library) = (unsafe { Library::new(&path) }) else { continue };
         if let Ok(functions) = Functions::load(&library) {

@@ -201,6 +201,8 @@ pub struct Segments {
     numbers: Buffer,
     /// Where each list starts, and after the last where it ends.
     starts: [usize; LISTS + 1],
+    /// What an operation has derived from the texts, and the key it did so under.
+    derived: Mutex<Option<([usize; 4], Buffer)>>,
 }
 
 /// Row starts, row ends, positions, and the three lists of tiles.
@@ -247,7 +249,27 @@ impl Segments {
         for (index, list) in lists.iter().enumerate() {
             starts[index + 1] = starts[index] + list.len();
         }
-        Ok(Self { numbers: device.upload(op, &lists.concat())?, starts, texts })
+        Ok(Self { numbers: device.upload(op, &lists.concat())?, starts, derived: Mutex::default(), texts })
+    }
+
+    /// Numbers that depend on the texts and `key` alone, on the device: made for the first layer that asks, kept for the
+    /// others.
+    pub(crate) fn derived(
+        &self,
+        device: &Device,
+        key: [usize; 4],
+        make: impl FnOnce() -> Result<Vec<i32>>,
+    ) -> Result<Pointer> {
+        let mut derived = self.derived.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, buffer)) = derived.as_ref()
+            && *of == key
+        {
+            return Ok(buffer.pointer());
+        }
+        let buffer = device.upload("segments", &make()?)?;
+        let pointer = buffer.pointer();
+        *derived = Some((key, buffer));
+        Ok(pointer)
     }
 
     fn list(&self, index: usize) -> Arg {

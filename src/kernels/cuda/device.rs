@@ -241,7 +241,7 @@ impl Device {
         self.stream.cu_stream()
     }
 
-    pub(super) fn bind(&self) -> Result<()> {
+    pub(crate) fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().map_err(driver("bind"))
     }
 
@@ -328,6 +328,45 @@ impl Device {
             // SAFETY: the bytes lie inside both: checked above; `to` is borrowed alone, so they are two buffers.
             unsafe { result::memcpy_dtod_async(to.pointer().0, from.pointer().0, bytes, self.raw_stream()) }
                 .map_err(driver(op))
+        })
+    }
+
+    /// Copies `rows` rows of `width` bytes; the address of the first and the distance of the rows in bytes on both sides.
+    ///
+    /// # Safety
+    ///
+    /// Both sides have so many rows at such a distance, and do not overlap.
+    pub(crate) unsafe fn copy_columns(
+        &self,
+        op: &'static str,
+        from: (Pointer, usize),
+        to: (Pointer, usize),
+        width: usize,
+        rows: usize,
+    ) -> Result<()> {
+        self.bind()?;
+        let on_device = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+        let copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: on_device,
+            srcHost: std::ptr::null(),
+            srcDevice: from.0.0,
+            srcArray: std::ptr::null_mut(),
+            srcPitch: from.1,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: on_device,
+            dstHost: std::ptr::null_mut(),
+            dstDevice: to.0.0,
+            dstArray: std::ptr::null_mut(),
+            dstPitch: to.1,
+            WidthInBytes: width,
+            Height: rows,
+        };
+        self.timed(op, || {
+            // SAFETY: the caller's.
+            unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, self.raw_stream()) }.result().map_err(driver(op))
         })
     }
 

@@ -8,6 +8,7 @@ mod backend;
 mod blas;
 mod buffers;
 mod compiled;
+pub(crate) mod cudnn;
 mod device;
 mod dtype;
 mod findings;
@@ -32,17 +33,46 @@ pub use host::Host;
 pub use weight::Weight;
 pub(crate) use weight::{Part, Scratch, Storage};
 
-use super::{Error, Result, adamw, rope};
+use super::attention::cudnn::{Fused, refusal};
+use super::{Attention, Error, Result, adamw, attention, rope};
 
 /// Queries of a tile of the forward attention kernels, and queries or keys of one of the backward kernels.
 pub(crate) const QUERIES_FORWARD: usize = 128;
 pub(crate) const ROWS_BACKWARD: usize = 64;
 
+/// Which kernels compute attention.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttentionKind {
+    /// cuDNN where it is there, fit for the GPU and faster, which is for texts of hundreds of tokens; else own kernels.
+    #[default]
+    Auto,
+    /// Own kernels, which give the same bits every time.
+    Own,
+    /// cuDNN for every geometry it takes; an error where it is not there or not fit for the GPU.
+    Cudnn,
+}
+
+impl AttentionKind {
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Own, Self::Cudnn];
+
+    /// `auto`, `own` or `cudnn`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Own => "own",
+            Self::Cudnn => "cudnn",
+        }
+    }
+}
+
 /// The backend for NVIDIA GPUs.
 #[derive(Debug)]
 pub struct Cuda {
-    // before `device`: its buffers and handle go first
+    // before `device`: their buffers and handles go first
     blas: Blas,
+    fused: Option<Fused>,
+    /// Why there is no `fused` where it was looked for.
+    not_fused: Option<String>,
     scratch: Scratch,
     rotations: Mutex<Option<rope::cuda::Table>>,
     segments: Mutex<Option<adamw::cuda::Table>>,
@@ -70,10 +100,12 @@ pub struct Findings {
     pub devices: Vec<Result<Description>>,
     /// cuBLASLt's file and version, as 130002.
     pub blas: Result<(String, usize)>,
+    /// cuDNN's file and version, as 91900; it is not needed.
+    pub cudnn: Result<(String, usize)>,
 }
 
 impl Cuda {
-    /// GPU `index`; `None` computes in bf16 where the chip has it, else in f16.
+    /// GPU `index`; `None` computes in bf16 where the chip has it, else in f16. Attention is by own kernels.
     pub fn new(index: usize, dtype: Option<Dtype>) -> Result<Self> {
         let device = Arc::new(Device::open(index)?);
         let dtype = dtype.unwrap_or(dtype_for(device.capability()));
@@ -84,6 +116,8 @@ impl Cuda {
         let maps = [*crate::quant::dynamic::signed_map(), *crate::quant::dynamic::unsigned_map()].concat();
         Ok(Self {
             blas: Blas::open(&device)?,
+            fused: None,
+            not_fused: None,
             scratch: Scratch::default(),
             rotations: Mutex::default(),
             segments: Mutex::default(),
@@ -105,6 +139,36 @@ impl Cuda {
     pub fn with_small_scratch(mut self, is_small: bool) -> Self {
         self.scratch.is_split = is_small;
         self
+    }
+
+    /// Chooses the kernels of attention. cuDNN's are faster, and their gradients differ in the last bits from run to run.
+    pub fn with_attention(mut self, kind: AttentionKind) -> Result<Self> {
+        (self.fused, self.not_fused) = match kind {
+            AttentionKind::Own => (None, None),
+            AttentionKind::Cudnn => (Some(Fused::open(&self.device, true)?), None),
+            AttentionKind::Auto => match Fused::open(&self.device, false) {
+                Ok(fused) => (Some(fused), None),
+                Err(error) => (None, Some(error.to_string())),
+            },
+        };
+        Ok(self)
+    }
+
+    /// What computes attention of this geometry, and why it is not cuDNN where that was looked for.
+    pub fn attention_name(&self, attention: &Attention) -> String {
+        let own = attention::cuda::name(&self.device, self.dtype, attention);
+        let why = match (&self.fused, refusal(0, self.dtype, attention), &self.not_fused) {
+            (Some(fused), None, _) => return fused.name(),
+            (Some(_), Some(why), _) => format!("not by cuDNN: {why}"),
+            (None, _, Some(why)) => why.clone(),
+            (None, _, None) => return own.to_owned(),
+        };
+        format!("{own} ({why})")
+    }
+
+    /// Whether the gradients of attention of this geometry are the same bits every time.
+    pub fn is_deterministic(&self, attention: &Attention) -> bool {
+        self.fused.is_none() || refusal(0, self.dtype, attention).is_some()
     }
 
     /// What activations are kept in.
@@ -129,7 +193,7 @@ impl Cuda {
             Ok(count) => (0..count).map(findings::describe).collect(),
             Err(error) => vec![Err(error)],
         };
-        Findings { driver, devices, blas: blas::find() }
+        Findings { driver, devices, blas: blas::find(), cudnn: cudnn::find() }
     }
 }
 
