@@ -1,19 +1,21 @@
 //! Training steps of a Mistral-7B shape on the GPU: time, memory, and where the time goes.
 //!
 //!     cargo bench --bench gpu -- [A|B|C|D|E]... [--memory lean|balanced|speed|7GB] [--steps N] [--layers N] [--rank N]
-//!         [--dtype bf16|f16|f32] [--tune] [--profile]
+//!         [--dtype bf16|f16|f32] [--attention auto|own|cudnn] [--tune] [--profile] [--attention-alone]
 //!
 //! A is 2 texts of 2048 tokens, B 8 of 512, C 1 of 8192, D 8 of 12 to 20 (the original job's optimizer step, its
 //! micro-batches merged), E is A with a 16-bit base. Random weights, linears in NF4 with double quantisation but for E,
 //! LoRA on all 7 linears, 8-bit AdamW; every token has a target. The time of a step is the median of wall clock over N
 //! steps after three that are not counted; `--profile` adds a table of one more step with an event around each operation.
+//! `--attention-alone` times attention of one layer instead, forward and backward, over N steps; then also of texts of
+//! several lengths and as many tokens in all.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::Instant;
 
-use unslothify::engine::{Batch, Engine, LoadOptions, LoraConfig, MODULES, Memory, Mode};
-use unslothify::kernels::cuda::Dtype;
-use unslothify::kernels::{Backend, Cuda};
+use unslothify::engine::{Batch, Engine, LoadOptions, LoraConfig, MODULES, Memory, Mode, attention_of};
+use unslothify::kernels::cuda::{AttentionKind, Dtype};
+use unslothify::kernels::{Attention, Backend, Cuda};
 use unslothify::optim::{AdamW8bit, Settings};
 use unslothify::philox::Philox;
 use unslothify::weights::ModelConfig;
@@ -50,6 +52,8 @@ struct Arguments {
     dtype: Option<Dtype>,
     is_tuned: bool,
     is_profiled: bool,
+    attention: AttentionKind,
+    is_attention_alone: bool,
 }
 
 fn arguments() -> Arguments {
@@ -62,6 +66,8 @@ fn arguments() -> Arguments {
         dtype: None,
         is_tuned: false,
         is_profiled: false,
+        attention: AttentionKind::Auto,
+        is_attention_alone: false,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -79,6 +85,12 @@ fn arguments() -> Arguments {
                 let name = next();
                 given.dtype = Some(all.into_iter().find(|dtype| dtype.name() == name).expect("bf16, f16 or f32"));
             }
+            "--attention" => {
+                let name = next();
+                let found = AttentionKind::ALL.into_iter().find(|kind| kind.name() == name);
+                given.attention = found.expect("auto, own or cudnn");
+            }
+            "--attention-alone" => given.is_attention_alone = true,
             // cargo bench adds this one
             "--bench" => {}
             other => panic!("unknown argument {other}"),
@@ -108,18 +120,95 @@ fn main() {
         return;
     }
     for workload in WORKLOADS.iter().filter(|workload| given.workloads.contains(&workload.name)) {
-        run(workload, &given, begun);
+        if given.is_attention_alone {
+            let tokens = workload.texts * workload.lengths.1;
+            attention_alone(workload.name, &lengths(workload), &given);
+            for (least, most) in [(37, 1061), (16, 129)] {
+                attention_alone(workload.name, &ragged(tokens, least, most), &given);
+            }
+        } else {
+            run(workload, &given, begun);
+        }
     }
 }
 
+fn cuda(given: &Arguments) -> Cuda {
+    Cuda::new(0, given.dtype).unwrap().with_tuning(given.is_tuned).with_attention(given.attention).unwrap()
+}
+
+/// Texts of `least` to below `most` tokens, `tokens` in all.
+fn ragged(tokens: usize, least: usize, most: usize) -> Vec<usize> {
+    let random = Philox::new(9, 0);
+    let mut lengths = Vec::new();
+    let mut left = tokens;
+    while left > 0 {
+        let length = (least + (random.uniform_at(lengths.len() as u64) * (most - least) as f64) as usize).min(left);
+        lengths.push(length);
+        left -= length;
+    }
+    lengths
+}
+
+/// Mean milliseconds of one layer's attention over `steps` passes, after three that are not counted.
+fn attention_alone(workload: char, lengths: &[usize], given: &Arguments) {
+    let backend = cuda(given);
+    let device = backend.device().clone();
+    let attention = Attention { heads: 32, kv_heads: 8, head_dim: 128, window: None };
+    let (tokens, width) = (lengths.iter().sum::<usize>(), 48 * 128);
+    let random = Philox::new(8, 0);
+    let values = |len: usize| (0..len as u64).map(|i| random.uniform_at(i) as f32 * 2.0 - 1.0).collect::<Vec<_>>();
+    let (mut qkv, mut do_) = (backend.act(), backend.act());
+    backend.write_act(&mut qkv, tokens, width, &values(tokens * width)).unwrap();
+    backend.write_act(&mut do_, tokens, 32 * 128, &values(tokens * 32 * 128)).unwrap();
+    let borders: Vec<u32> = std::iter::once(0)
+        .chain(lengths.iter().scan(0, |end, len| {
+            *end += *len as u32;
+            Some(*end)
+        }))
+        .collect();
+    let (mut o, mut lse, mut dqkv) = (backend.act(), backend.full(0).unwrap(), backend.act());
+    let mut step = || {
+        let segments = backend.segments(&borders, 0).unwrap();
+        backend.attention(&qkv, &segments, &attention, &mut o, &mut lse).unwrap();
+        backend.attention_backward(&do_, &qkv, &o, &lse, &segments, &attention, &mut dqkv).unwrap();
+        device.wait().unwrap();
+    };
+    let started = Instant::now();
+    step();
+    let first = started.elapsed().as_secs_f64();
+    (1..UNCOUNTED).for_each(|_| step());
+    device.measure(true);
+    (0..given.steps).for_each(|_| step());
+    let rows = device.measured().unwrap();
+    device.measure(false);
+    println!(
+        "{workload}: {} texts of {} to {} tokens, {tokens} in all, {}, attention by {}; the first pass took {first:.2} s",
+        lengths.len(),
+        lengths.iter().min().unwrap(),
+        lengths.iter().max().unwrap(),
+        backend.dtype().name(),
+        backend.attention_name(&attention)
+    );
+    for (name, time, _) in &rows {
+        println!("  {name:<32} {:>9.3} ms", time / given.steps as f64);
+    }
+}
+
+/// The lengths of a workload's texts.
+fn lengths(workload: &Workload) -> Vec<usize> {
+    let (least, most) = workload.lengths;
+    (0..workload.texts).map(|text| least + text % (most - least + 1)).collect()
+}
+
 fn run(workload: &Workload, given: &Arguments, begun: Instant) {
-    let is_lean = given.memory == Memory::Lean;
-    let backend = Cuda::new(0, given.dtype).unwrap().with_tuning(given.is_tuned).with_small_scratch(is_lean);
+    let backend = cuda(given).with_small_scratch(given.memory == Memory::Lean);
     let device = backend.device().clone();
     let dtype = backend.dtype().name();
+    let config = config(given.layers);
+    let attention = backend.attention_name(&attention_of(&config));
     let started = Instant::now();
     let options = LoadOptions { load_in_4bit: workload.in_4bit, memory: given.memory };
-    let mut engine = Engine::random(backend, config(given.layers), 1, &options).unwrap();
+    let mut engine = Engine::random(backend, config, 1, &options).unwrap();
     engine
         .add_lora(&LoraConfig {
             r: given.rank,
@@ -134,12 +223,10 @@ fn run(workload: &Workload, given: &Arguments, begun: Instant) {
     let segments = engine.flat().unwrap().segments.to_vec();
     let mut optimizer = AdamW8bit::new(engine.backend(), Settings::default(), &segments, len).unwrap();
     device.wait().unwrap();
-    let lengths: Vec<usize> = (0..workload.texts)
-        .map(|text| workload.lengths.0 + text % (workload.lengths.1 - workload.lengths.0 + 1))
-        .collect();
+    let lengths = lengths(workload);
     let tokens: usize = lengths.iter().sum();
     println!(
-        "{}: {} texts, {tokens} tokens, {} layers, r={}, {dtype}, {:?}, tuned: {}; base {:.2} GB in {:.1} s",
+        "{}: {} texts, {tokens} tokens, {} layers, r={}, {dtype}, {:?}, tuned: {}, attention by {attention}; base {:.2} GB in {:.1} s",
         workload.name,
         workload.texts,
         given.layers,

@@ -28,6 +28,7 @@ pub use decode::KvCache;
 pub use engine::{Engine, Flat, FlatMut, Mode};
 pub use frozen::LoadOptions;
 pub use lora::{AdapterTensor, LoraConfig, MODULES, Matrix};
+pub use net::attention_of;
 pub use plan::{Item, Level, Memory, Plan};
 pub use trace::Traced;
 

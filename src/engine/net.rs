@@ -24,15 +24,20 @@ pub(super) struct Net<B: Backend> {
     pub cancel: Cancel,
 }
 
+/// The geometry of a model's attention, the same in every layer.
+pub fn attention_of(config: &ModelConfig) -> Attention {
+    Attention {
+        heads: config.num_attention_heads,
+        kv_heads: config.num_key_value_heads,
+        head_dim: config.head_dim,
+        window: config.sliding_window,
+    }
+}
+
 impl<B: Backend> Net<B> {
     pub fn load(backend: B, checkpoint: &dyn Source, options: &LoadOptions, cancel: Cancel) -> Result<Self> {
         let config = checkpoint.config().clone();
-        let attention = Attention {
-            heads: config.num_attention_heads,
-            kv_heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-            window: config.sliding_window,
-        };
+        let attention = attention_of(&config);
         let frozen = Frozen::load(&backend, checkpoint, options, &cancel)?;
         let backend = Arc::new(backend);
         Ok(Self { backend, config, frozen, attention, lora: None, adapter_enabled: true, cancel })

@@ -75,6 +75,8 @@ pub(super) struct Sizes {
     pub vocabulary: usize,
     /// Columns of the four groups' `s`, the largest of any layer.
     pub ranks: [usize; 4],
+    /// Bytes attention's backward takes for every token while it runs.
+    pub attention: usize,
     /// Bytes of a value of an activation, and of a statistic.
     pub act: usize,
     pub full: usize,
@@ -272,7 +274,7 @@ impl Plan {
         let head_rows = s.head_rows.min(t);
         // the logits of a chunk share h's buffer
         let h = (rows * s.wide).max(head_rows * s.vocabulary) * s.act;
-        let work = 3 * input + t * (s.qkv + widest) * s.act + h + t * (s.heads + 1) * s.full;
+        let work = 3 * input + t * ((s.qkv + widest) * s.act + (s.heads + 1) * s.full + s.attention) + h;
         let tiles = if is_tiled { rows * (3 * s.hidden + s.ranks[2] + s.ranks[3]) * s.act } else { 0 };
         let head = head_rows * 4 * s.hidden * s.act;
         // ids, targets, borders, positions and attention's tiles, and the losses of the rows

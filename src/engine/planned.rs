@@ -83,6 +83,7 @@ impl<B: Backend> Engine<B> {
             head_rows: backend.head_rows(c.vocab_size),
             vocabulary: c.vocab_size,
             ranks: [rank(0), rank(1), rank(2), rank(3)],
+            attention: backend.attention_bytes(&self.net.attention),
             act,
             full,
         }

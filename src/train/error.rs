@@ -39,6 +39,10 @@ pub enum Error {
         "the CPU computes in f32, `dtype` asks for {dtype}: leave the option out, or choose a GPU with `--device cuda`"
     )]
     CpuDtype { dtype: &'static str },
+    #[error(
+        "`attention: \"cudnn\"` is for a GPU, and the CPU computes here: leave the option out, or choose a GPU with `--device cuda`"
+    )]
+    CpuAttention,
     #[error("there is no text to evaluate on")]
     NothingToEvaluate,
     #[error(

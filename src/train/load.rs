@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::engine::{Cancel, Engine, LoadOptions, Memory};
-use crate::kernels::cuda::Dtype;
+use crate::engine::{Cancel, Engine, LoadOptions, Memory, attention_of};
+use crate::kernels::cuda::{AttentionKind, Dtype};
 use crate::kernels::{Cpu, Cuda, Reference};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, ModelConfig, TokenizerSource};
@@ -41,6 +41,8 @@ pub struct LoadSettings {
     pub unpacked_bytes: Option<u64>,
     /// What a GPU keeps activations in: bf16 where it has it, else f16, unless said otherwise. The CPU has f32 alone.
     pub dtype: Option<Dtype>,
+    /// Which kernels compute attention on a GPU; the CPU has its own alone.
+    pub attention: AttentionKind,
     /// How much memory training may take.
     pub memory: Memory,
     /// Set to stop whatever the model is doing, within one layer.
@@ -56,6 +58,7 @@ impl Default for LoadSettings {
             device,
             unpacked_bytes: None,
             dtype: None,
+            attention: AttentionKind::Auto,
             memory: Memory::default(),
             cancel: Arc::default(),
         }
@@ -90,7 +93,10 @@ impl Model {
                 let cpu = Cpu::new(threads).with_dense_limit(usize::try_from(unpacked.limit).unwrap_or(usize::MAX));
                 (Box::new(Engine::load_until(cpu, checkpoint, &options, cancel)?), remark)
             }
-            Chosen::Cuda(gpu) => (Box::new(Engine::load_until(*gpu, checkpoint, &options, cancel)?), None),
+            Chosen::Cuda(gpu) => {
+                let remark = attention_remark(&gpu, checkpoint.config(), settings.attention);
+                (Box::new(Engine::load_until(*gpu, checkpoint, &options, cancel)?), remark)
+            }
             Chosen::Reference => (Box::new(Engine::load_until(Reference::new(), checkpoint, &options, cancel)?), None),
         };
         let origin = checkpoint.origin().to_owned();
@@ -111,12 +117,13 @@ enum Chosen {
 }
 
 fn choose(settings: &LoadSettings) -> Result<Chosen> {
-    let on_cpu = |threads, remark| match settings.dtype {
-        None | Some(Dtype::F32) => Ok(Chosen::Cpu { threads, remark }),
-        Some(dtype) => Err(Error::CpuDtype { dtype: dtype.name() }),
+    let on_cpu = |threads, remark| match (settings.dtype, settings.attention) {
+        (None | Some(Dtype::F32), AttentionKind::Cudnn) => Err(Error::CpuAttention),
+        (None | Some(Dtype::F32), _) => Ok(Chosen::Cpu { threads, remark }),
+        (Some(dtype), _) => Err(Error::CpuDtype { dtype: dtype.name() }),
     };
     let is_lean = settings.memory == Memory::Lean;
-    let gpu = |index| Cuda::new(index, settings.dtype).map(|gpu| gpu.with_small_scratch(is_lean));
+    let gpu = |index| Cuda::new(index, settings.dtype)?.with_small_scratch(is_lean).with_attention(settings.attention);
     match settings.device {
         Device::Cpu { threads } => on_cpu(threads, None),
         Device::Cuda { index } => Ok(Chosen::Cuda(Box::new(gpu(index).map_err(crate::engine::Error::from)?))),
@@ -127,6 +134,23 @@ fn choose(settings: &LoadSettings) -> Result<Chosen> {
             Err(error) => on_cpu(threads, Some(format!("computing on the CPU, because {error}"))),
         },
     }
+}
+
+/// What a user should know about the kernels of attention: those that are not the same bits every time, and a wish that
+/// could not be met.
+fn attention_remark(gpu: &Cuda, config: &ModelConfig, wanted: AttentionKind) -> Option<String> {
+    let attention = attention_of(config);
+    let name = gpu.attention_name(&attention);
+    if !gpu.is_deterministic(&attention) {
+        return Some(format!(
+            "attention by {name}: the last bits of its gradients differ from run to run; `attention: \"own\"` gives the \
+             same bits every time"
+        ));
+    }
+    // where cuDNN would be faster, how to get it
+    let is_fit = matches!(gpu.device().capability().0, 9 | 10);
+    let is_wanted = wanted == AttentionKind::Cudnn || (wanted == AttentionKind::Auto && is_fit);
+    is_wanted.then(|| format!("attention by {name}"))
 }
 
 /// What the processor keeps of the weights in the form its product reads, and what it would keep if it could.

@@ -114,6 +114,7 @@ const MISTRAL: Sizes = Sizes {
     head_rows: 1024,
     vocabulary: 32768,
     ranks: [48, 16, 32, 16],
+    attention: 0,
     act: 2,
     full: 4,
 };

@@ -11,7 +11,7 @@ use crate::generate::{Finish, Options, Sampling};
 use crate::script::options::OneOrMany;
 use crate::script::{Device as Choice, Failure};
 use crate::tokenizer::Tokenizer;
-use crate::train::{Device, Dtype, LoadSettings, LoraConfig, MODULES, Model, Unpacked};
+use crate::train::{AttentionKind, Device, Dtype, LoadSettings, LoraConfig, MODULES, Model, Unpacked};
 use crate::{io, options};
 
 use super::batches::{Batches, MicroBatch};
@@ -25,6 +25,7 @@ options! {
         max_seq_length: Option<usize> = None, 1.., "longest text in tokens; the model's own limit when not given";
         adapter: Option<String> = None, "folder of an adapter to put on";
         dtype: Option<String> = None, "what a GPU computes in: \"bf16\", \"f16\" or \"f32\"; the best it has when not given";
+        attention: String = "auto", "which kernels compute attention on a GPU: \"own\", \"cudnn\", or \"auto\" for the faster that is there; only \"own\" gives the same bits every time";
         memory: String = "balanced", "for training: \"lean\", \"balanced\", \"speed\", or a budget like \"7GB\"";
         revision: Option<String> = None, "not there yet";
     }
@@ -86,6 +87,7 @@ mod constructors {
             },
             unpacked_bytes: None,
             dtype: given.dtype.as_deref().map(|name| dtype(&context, name)).transpose()?,
+            attention: attention(&context, &given.attention)?,
             memory: given.memory.parse().map_err(|wanted| LoadTable::SCHEMA.wrong("memory", wanted, &context))?,
             cancel: host.cancel(),
         };
@@ -172,6 +174,11 @@ fn dtype(context: &NativeCallContext<'_>, name: &str) -> Answer<Dtype> {
     let all = [Dtype::Bf16, Dtype::F16, Dtype::F32];
     let found = all.into_iter().find(|dtype| dtype.name() == name);
     found.ok_or_else(|| LoadTable::SCHEMA.wrong("dtype", "must be \"bf16\", \"f16\" or \"f32\"", context))
+}
+
+fn attention(context: &NativeCallContext<'_>, name: &str) -> Answer<AttentionKind> {
+    let found = AttentionKind::ALL.into_iter().find(|kind| kind.name() == name);
+    found.ok_or_else(|| LoadTable::SCHEMA.wrong("attention", "must be \"auto\", \"own\" or \"cudnn\"", context))
 }
 
 fn load_adapter(context: &NativeCallContext<'_>, model: &Model, dir: &str) -> Answer<String> {

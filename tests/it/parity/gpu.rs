@@ -1,8 +1,10 @@
 //! The same cases on a GPU: f32 close to transformers, peft and torch, bf16 as close as bf16 is.
 
+use std::io::Write;
+
 use unslothify::engine::{AdapterTensor, Engine, Mode};
-use unslothify::kernels::cuda::Dtype;
-use unslothify::kernels::{AdamWStep, Backend, Cuda};
+use unslothify::kernels::cuda::{AttentionKind, Dtype};
+use unslothify::kernels::{AdamWStep, Backend, Cuda, Error};
 
 use super::fixture::{CASES, Case, Worst, frobenius_error, max_error};
 
@@ -16,6 +18,18 @@ fn gpu(dtype: Dtype) -> Option<Cuda> {
         return None;
     }
     Some(Cuda::new(0, Some(dtype)).unwrap_or_else(|error| panic!("{error}")))
+}
+
+/// As `gpu` in bf16 with attention by cuDNN; none, and a line that says so past the harness, where that cannot be had.
+fn cudnn() -> Option<Cuda> {
+    match gpu(Dtype::Bf16)?.with_attention(AttentionKind::Cudnn) {
+        Ok(gpu) => Some(gpu),
+        Err(error @ (Error::NoCudnn | Error::UnfitCudnn { .. })) => {
+            let _ = writeln!(std::io::stderr(), "\nNOT RUN: training with attention by cuDNN, because {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
 }
 
 fn pass<B: Backend>(engine: &mut Engine<B>, case: &Case, batch: usize) -> f64 {
@@ -39,11 +53,11 @@ struct Seen {
     turned: Worst,
 }
 
-fn look(dtype: Dtype) -> Option<Seen> {
+fn look(gpu: impl Fn() -> Option<Cuda>) -> Option<Seen> {
     let mut seen = Seen::default();
     for name in CASES {
         let case = Case::open(name);
-        let mut engine = case.engine(gpu(dtype)?);
+        let mut engine = case.engine(gpu()?);
         let logits = engine.logits(&case.rows(0).batch()).unwrap();
         seen.logits.see(name, max_error(&logits, case.expect("logits")));
         let loss = pass(&mut engine, &case, 0);
@@ -63,7 +77,7 @@ fn look(dtype: Dtype) -> Option<Seen> {
 #[test]
 #[ignore = "not run: needs a GPU, `.ci/run gpu`"]
 fn f32_on_the_gpu_equals_transformers_and_torch() {
-    let Some(seen) = look(Dtype::F32) else { return };
+    let Some(seen) = look(|| gpu(Dtype::F32)) else { return };
     seen.logits.within("logits", F32);
     seen.loss.within("loss", F32);
     seen.gradients.within("gradients", F32);
@@ -72,11 +86,21 @@ fn f32_on_the_gpu_equals_transformers_and_torch() {
 #[test]
 #[ignore = "not run: needs a GPU, `.ci/run gpu`"]
 fn bf16_on_the_gpu_is_near_transformers_and_torch() {
-    let Some(seen) = look(Dtype::Bf16) else { return };
-    seen.logits.within("logits", 2e-2);
-    seen.loss.within("loss", 2e-3);
+    bf16_is_near(look(|| gpu(Dtype::Bf16)));
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn bf16_by_cudnn_on_the_gpu_is_near_transformers_and_torch() {
+    bf16_is_near(look(cudnn));
+}
+
+fn bf16_is_near(seen: Option<Seen>) {
+    let Some(seen) = seen else { return };
     seen.turned.within("1 - cosine of gradients", 1e-3);
     seen.gradients.within("gradients", 2e-2);
+    seen.loss.within("loss", 2e-3);
+    seen.logits.within("logits", 2e-2);
 }
 
 #[test]
