@@ -133,7 +133,11 @@ fn main() {
 }
 
 fn cuda(given: &Arguments) -> Cuda {
-    Cuda::new(0, given.dtype).unwrap().with_tuning(given.is_tuned).with_attention(given.attention).unwrap()
+    let is_lean = given.memory == Memory::Lean;
+    let attention =
+        if is_lean && given.attention == AttentionKind::Auto { AttentionKind::Own } else { given.attention };
+    let cuda = Cuda::new(0, given.dtype).unwrap().with_tuning(given.is_tuned).with_small_scratch(is_lean);
+    cuda.with_attention(attention).unwrap()
 }
 
 /// Texts of `least` to below `most` tokens, `tokens` in all.
@@ -201,7 +205,7 @@ fn lengths(workload: &Workload) -> Vec<usize> {
 }
 
 fn run(workload: &Workload, given: &Arguments, begun: Instant) {
-    let backend = cuda(given).with_small_scratch(given.memory == Memory::Lean);
+    let backend = cuda(given);
     let device = backend.device().clone();
     let dtype = backend.dtype().name();
     let config = config(given.layers);

@@ -123,7 +123,12 @@ fn choose(settings: &LoadSettings) -> Result<Chosen> {
         (Some(dtype), _) => Err(Error::CpuDtype { dtype: dtype.name() }),
     };
     let is_lean = settings.memory == Memory::Lean;
-    let gpu = |index| Cuda::new(index, settings.dtype)?.with_small_scratch(is_lean).with_attention(settings.attention);
+    // cuDNN's backward takes buffers of its own, which the lean mode does without unless it was asked for
+    let attention = match settings.attention {
+        AttentionKind::Auto if is_lean => AttentionKind::Own,
+        kind => kind,
+    };
+    let gpu = |index| Cuda::new(index, settings.dtype)?.with_small_scratch(is_lean).with_attention(attention);
     match settings.device {
         Device::Cpu { threads } => on_cpu(threads, None),
         Device::Cuda { index } => Ok(Chosen::Cuda(Box::new(gpu(index).map_err(crate::engine::Error::from)?))),
