@@ -2,6 +2,9 @@
 
 pub mod folder;
 mod memory;
+mod part;
+mod space;
+mod stale;
 mod swap;
 
 use std::fs::{self, File};
@@ -10,6 +13,9 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 pub use memory::available_memory;
+pub use part::{Lock, Part, link, remove, try_lock};
+pub use space::free_space;
+pub use stale::clean;
 pub use swap::{replace_folder, write_folder};
 
 /// What can go wrong with a path.
@@ -110,6 +116,11 @@ pub fn exists(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
+/// Whether a link is there.
+pub fn is_link(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink())
+}
+
 /// The length in bytes of a regular file.
 pub fn len(path: &Path) -> Result<u64> {
     let metadata = fs::metadata(path).map_err(|error| classify(path, "read", error))?;
@@ -156,7 +167,7 @@ pub fn write_atomic_with(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::
     let failed = |error| classify(path, "write", error);
     let folder = parent(&target);
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".unslothify-");
+    builder.prefix(stale::prefix());
     #[cfg(unix)]
     builder.permissions(<fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666)); // umask applies
     let mut file = builder.tempfile_in(folder).map_err(failed)?;

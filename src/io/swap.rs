@@ -30,6 +30,7 @@ pub fn replace_folder<E: From<Error>>(
     }
     let folder = parent(&target);
     create_folder(folder)?;
+    super::clean(folder);
     let temporary = beside(folder).map_err(failed)?;
     let fresh = temporary.path();
     for (name, bytes) in files {
@@ -55,7 +56,7 @@ pub fn replace_folder<E: From<Error>>(
 
 fn beside(folder: &Path) -> io::Result<tempfile::TempDir> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".unslothify-");
+    builder.prefix(super::stale::prefix());
     #[cfg(unix)]
     builder.permissions(<fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o777)); // umask applies
     builder.tempdir_in(folder)

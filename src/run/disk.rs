@@ -17,6 +17,14 @@ pub(super) fn make_new_folder(path: &Path) -> Result<bool> {
     folder::make_new_folder(path).map_err(|source| Error::Create { path: path.into(), source })
 }
 
+/// Removes from the run folders in `out` what killed runs have left under hidden names.
+pub(super) fn clean(out: &Path) {
+    let names = io::list(out).unwrap_or_default();
+    // `latest` is one of the others
+    let folders = names.iter().map(|name| out.join(name)).filter(|path| !io::is_link(path) && io::is_folder(path));
+    folders.for_each(|folder| io::clean(&folder));
+}
+
 /// Writes the whole file or leaves the old one as it was.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(io::write_atomic(path, bytes)?)

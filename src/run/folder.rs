@@ -19,6 +19,7 @@ impl Folder {
 
     pub(super) fn create_stamped(out: &Path, name: &str, stamp: &str) -> Result<Self> {
         disk::make_folders(out)?;
+        disk::clean(out);
         let mut folder = format!("{name}-{stamp}");
         let mut count = 1_u32;
         while !disk::make_new_folder(&out.join(&folder))? {
