@@ -13,10 +13,11 @@ pub struct Long {
 /// Why rows could not be read, tokenised, split or batched.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{row}, column {column}: not JSON: {reason}; each line must hold one whole object")]
-    NotJson { row: RowId, column: usize, reason: String },
-    #[error("{row} holds {found}, not an object; each line must look like {{\"text\": \"...\"}}")]
-    NotObject { row: RowId, found: &'static str },
+    /// `line` is the text of the row, to show.
+    #[error("{row}, column {column}: not JSON: {reason}")]
+    NotJson { row: RowId, column: usize, reason: String, line: String },
+    #[error("{row} holds {found}, not an object")]
+    NotObject { row: RowId, found: &'static str, line: String },
     #[error(
         "`{file}` is one JSON list, not JSON lines; put one object on each line, for example with \
          `jq -c '.[]' {file} > lines.jsonl`"
@@ -71,6 +72,27 @@ pub enum Error {
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// What to do about it, where the message does not say.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::NotJson { .. } | Self::NotObject { .. } => {
+                Some("each line must hold one whole object, such as {\"text\": \"Fry them in butter.\"}")
+            }
+            _ => None,
+        }
+    }
+
+    /// The row, the column (1-based, in characters) and the text of a line that is wrong in itself.
+    pub fn line(&self) -> Option<(&RowId, usize, &str)> {
+        match self {
+            Self::NotJson { row, column, line, .. } => Some((row, *column, line)),
+            Self::NotObject { row, line, .. } => Some((row, 1, line)),
+            _ => None,
+        }
+    }
+}
 
 fn did_you_mean(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|name| format!(", did you mean `{name}`?")).unwrap_or_default()

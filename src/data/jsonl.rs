@@ -47,14 +47,22 @@ fn row(line: &[u8], file: &Arc<str>, number: usize) -> Result<Row> {
     })?;
     match serde_json::from_str(text) {
         Ok(Value::Object(values)) => Ok(Row { values, id: id() }),
-        Ok(other) => Err(Error::NotObject { row: id(), found: kind(&other) }),
+        Ok(other) => Err(Error::NotObject { row: id(), found: kind(&other), line: shown(text, 1) }),
         Err(error) => {
             let reason = error.to_string();
             let reason = reason.split(" at line ").next().unwrap_or_default().to_owned();
             let column = characters(line, error.column().saturating_sub(1)) + 1;
-            Err(Error::NotJson { row: id(), column, reason })
+            Err(Error::NotJson { row: id(), column, reason, line: shown(text, column) })
         }
     }
+}
+
+/// Characters of a line that a report may hold: what lies before the mistake, and a little more.
+const SHOWN: usize = 4096;
+
+/// The line up to a little behind `column`; nothing of it where that would be too much to show.
+fn shown(line: &str, column: usize) -> String {
+    if column > SHOWN { String::new() } else { line.chars().take(column + 80).collect() }
 }
 
 /// Characters in the first `bytes` bytes of a line.

@@ -60,7 +60,7 @@ fn each_fault_of_a_file_is_told_with_its_line() {
     for (bytes, wanted) in [
         (
             &b"{\"text\": \"a\"}\n\n{\"text\": \"\xc3\xa5\" oops}\n"[..],
-            "`x.jsonl` line 3, column 14: not JSON: expected `,` or `}`; each line must hold one whole object",
+            "`x.jsonl` line 3, column 14: not JSON: expected `,` or `}`",
         ),
         (b"{\"text\": \"a\"\n", "`x.jsonl` line 1, column 12: not JSON: EOF while parsing an object"),
         (b"{\n\"text\": \"a\"\n}\n", "`x.jsonl` line 1, column"),

@@ -55,6 +55,18 @@ pub struct Place {
     pub(crate) span: Range<usize>,
 }
 
+impl Place {
+    /// Column `column` of a file's line, of which only the `text` is known; nothing where there is no text to show.
+    pub(crate) fn of_line(source: &str, line: usize, column: usize, text: &str) -> Option<Self> {
+        if text.is_empty() {
+            return None;
+        }
+        let at = |column: usize| text.char_indices().nth(column).map_or(text.len(), |(offset, _)| offset);
+        let span = at(column.saturating_sub(1))..at(column);
+        Some(Self { source: source.to_string(), line, column, text: text.into(), span })
+    }
+}
+
 /// One call on the way to the failure.
 #[derive(Clone, Debug)]
 pub struct Frame {

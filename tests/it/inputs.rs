@@ -43,7 +43,7 @@ impl Place {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(self.0.path()).stdin(Stdio::null());
+        command.current_dir(self.0.path()).stdin(Stdio::null()).env("HF_HUB_OFFLINE", "1");
         command
     }
 
@@ -114,6 +114,12 @@ fn data_that_cannot_be_read_names_its_file_and_line() {
     let at = "train.rhai:5:24";
     place.refuses("data=mine.json", 1, &[at, "mine.json` does not exist", "did you mean `", "mine.jsonl`?"]);
     place.refuses("data=bad.jsonl", 1, &[at, "bad.jsonl` line 2, column 13: not JSON", "one whole object"]);
+    // the line itself, with a caret at the place, and the recipe as the way there
+    place.refuses(
+        "data=bad.jsonl",
+        1,
+        &["bad.jsonl:2:13", "2 | {\"text\": \"bad", "::: ", "read here", "hint: each line"],
+    );
     place.refuses("data=empty.jsonl", 1, &[at, "empty.jsonl` is empty", "at least one row"]);
     place.refuses("data=blank.jsonl", 1, &[at, "blank.jsonl` holds only blank lines"]);
     place.refuses("data=bytes.jsonl", 1, &[at, "bytes.jsonl` line 1 is not UTF-8", "save the file as UTF-8"]);
@@ -169,7 +175,11 @@ fn model_files_that_are_cut_or_junk_are_named() {
         place.refuses(&format!("base={name}.gguf"), 1, &[at, &format!("{name}.gguf` is cut or no GGUF file")]);
     }
     place.refuses("base=tiny/model.safetensors", 1, &[at, "give the folder that also has `config.json`"]);
-    place.refuses("base=nobody/nothing", 1, &[at, "`nobody/nothing` is not on this machine"]);
+    place.refuses(
+        "base=nobody/nothing",
+        1,
+        &[at, "`nobody/nothing` is not on this machine and HF_HUB_OFFLINE forbids"],
+    );
 }
 
 #[cfg(target_os = "linux")]

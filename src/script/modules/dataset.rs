@@ -6,7 +6,7 @@ use serde_json::{Map as Json, Value};
 
 use crate::data::{self, Overflow, TestSize, TokenizeOptions, Tokenized};
 use crate::options;
-use crate::script::{Failure, names};
+use crate::script::{Failure, Place, names};
 use crate::tokenizer::Tokenizer;
 
 use super::{Answer, cancelled, count, failure, host, not_there_yet, number};
@@ -43,7 +43,7 @@ mod constructors {
     #[rhai_fn(return_raw)]
     pub fn from_json(context: NativeCallContext<'_>, path: &str) -> Answer<Dataset> {
         let path = host(&context)?.read_path(path).map_err(|error| error.at(&context))?;
-        Dataset::from_json(&path).map_err(|error| failure(&context, &error))
+        Dataset::from_json(&path).map_err(|error| unreadable(&context, &error))
     }
 
     /// Returns one row with the field `text` for each string.
@@ -259,6 +259,18 @@ mod tokens {
         tokens.report().held_out_copies.map_or(Dynamic::UNIT, |copies| Dynamic::from(copies as i64))
     }
 
+    /// Returns the token ids of example `index`, counted from 0, with its begin and end.
+    ///
+    /// ```rhai
+    /// print(model.tokenizer.decode(tokens.ids(0)));
+    /// ```
+    #[rhai_fn(name = "ids", pure, return_raw)]
+    pub fn ids(context: NativeCallContext<'_>, tokens: &mut Tokenized, index: i64) -> Answer<Array> {
+        let example = tokens.get(count(&context, "an example's number", index)?);
+        let outside = || Failure::at(&context, format!("there is no example {index}: there are {}", tokens.len()));
+        Ok(example.ok_or_else(outside)?.ids.iter().map(|id| Dynamic::from(i64::from(*id))).collect())
+    }
+
     /// Returns the first `count` examples.
     ///
     /// ```rhai
@@ -290,6 +302,16 @@ mod tokens {
     pub fn show(tokens: &mut Tokenized) -> String {
         format!("TokenizedDataset({} examples, {} tokens)", tokens.len(), tokens.tokens())
     }
+}
+
+/// The failure of reading a file; one line of it that is wrong in itself is shown.
+fn unreadable(context: &NativeCallContext<'_>, error: &data::Error) -> Box<EvalAltResult> {
+    let mut failure = Failure::at(context, error.to_string());
+    failure.hints.extend(error.hint().map(str::to_owned));
+    if let Some((row, column, line)) = error.line() {
+        failure.place = Place::of_line(&row.file, row.line, column, line);
+    }
+    failure.into()
 }
 
 fn tokenize_first(context: &NativeCallContext<'_>) -> Box<EvalAltResult> {

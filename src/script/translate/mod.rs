@@ -60,7 +60,7 @@ impl Translator<'_> {
                 leaf => {
                     let mut failure = self.leaf(leaf, &source);
                     frames.reverse();
-                    failure.frames = frames;
+                    failure.frames.extend(frames);
                     return failure;
                 }
             }
@@ -125,6 +125,12 @@ impl Translator<'_> {
         let own = failure.origin.position;
         // Caught and thrown again: the place of the first time says more than that of `throw`.
         let again = own.is_some_and(|own| !own.is_none() && own != at.position);
+        let mut failure = failure;
+        if failure.place.is_some() {
+            // The mistake stands in a file that the script reads: its own place is the way there.
+            let reader = self.sources.place(at.source, at.position, None);
+            failure.frames.extend(reader.map(|place| Frame { what: "read here".to_string(), place }));
+        }
         match (again, failure.origin.source.clone(), own) {
             (true, Some(source), Some(position)) => {
                 let first = At { source: &source, position };
