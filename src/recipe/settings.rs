@@ -1,5 +1,6 @@
 //! Which value each parameter has in this run, and where it came from.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -69,6 +70,8 @@ pub struct Setting {
 #[derive(Clone, Debug, Default)]
 pub struct Resolved {
     settings: Vec<Setting>,
+    /// What the run took where a value leaves the choice to it.
+    chosen: BTreeMap<String, serde_json::Value>,
 }
 
 impl Resolved {
@@ -121,7 +124,7 @@ impl Resolved {
             }
         };
         let settings = parameters.iter().zip(chosen).map(settle).collect::<Result<_>>()?;
-        Ok(Self { settings })
+        Ok(Self { settings, chosen: BTreeMap::new() })
     }
 
     pub fn get(&self, name: &str) -> Option<&Setting> {
@@ -132,11 +135,30 @@ impl Resolved {
         self.settings.iter()
     }
 
-    /// The `parameters` of `config.json`: value and origin of each.
+    /// The text of `config.json` for the recipe that was named `recipe`.
+    pub fn config(&self, recipe: &str) -> String {
+        format!("{:#}\n", serde_json::json!({ "recipe": recipe, "parameters": self.to_json() }))
+    }
+
+    /// Takes note of what the run took for parameter `name`; false if there is no such parameter.
+    pub fn chose(&mut self, name: &str, value: serde_json::Value) -> bool {
+        let is_there = self.get(name).is_some();
+        if is_there {
+            self.chosen.insert(name.to_string(), value);
+        }
+        is_there
+    }
+
+    /// The `parameters` of `config.json`: value and origin of each, and what was chosen where the value left that open.
     pub fn to_json(&self) -> serde_json::Value {
         let one = |setting: &Setting| {
-            let told = serde_json::json!({ "value": setting.value.to_json(), "origin": setting.origin.to_string() });
-            (setting.parameter.name.clone(), told)
+            let name = &setting.parameter.name;
+            let mut told =
+                serde_json::json!({ "value": setting.value.to_json(), "origin": setting.origin.to_string() });
+            if let (Some(told), Some(chosen)) = (told.as_object_mut(), self.chosen.get(name)) {
+                told.insert("chosen".to_string(), chosen.clone());
+            }
+            (name.clone(), told)
         };
         serde_json::Value::Object(self.settings.iter().map(one).collect())
     }
@@ -148,13 +170,17 @@ fn from_outside(kind: Kind, value: Value, shell: &Path) -> Value {
     let path = shell.join(text);
     let is_path = match kind {
         Kind::Path => true,
-        Kind::Model => looks_like_path(text) || io::exists(&path),
+        Kind::Model => looks_like_path(text, shell) || io::exists(&path),
         _ => false,
     };
     if is_path { Value::Text(path.to_string_lossy().into_owned()) } else { value }
 }
 
 /// `./x`, `../x`, `/x`, `x.gguf`: surely not the id of a model on the hub.
-fn looks_like_path(text: &str) -> bool {
-    text.starts_with("./") || text.starts_with("../") || Path::new(text).is_absolute() || text.ends_with(".gguf")
+fn looks_like_path(text: &str, shell: &Path) -> bool {
+    // `owner/name/file.gguf` is a file on the hub where there is no folder `owner`.
+    let mut parts = text.split('/');
+    let is_here = parts.next().is_some_and(|owner| io::exists(&shell.join(owner)));
+    let is_file = text.ends_with(".gguf") && (is_here || parts.count() < 2);
+    text.starts_with("./") || text.starts_with("../") || Path::new(text).is_absolute() || is_file
 }

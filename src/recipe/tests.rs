@@ -73,6 +73,8 @@ fn paths_from_outside_are_the_shells_and_models_may_be_hub_ids() {
     assert_eq!(resolve(&[]), ["d", "auto"]);
     assert_eq!(resolve(&["a=x/y", "m=org/model"]), ["/shell/x/y", "org/model"]);
     assert_eq!(resolve(&["m=./model"])[1], "/shell/./model");
+    assert_eq!(["m=x.gguf", "m=a/x.gguf"].map(|set| resolve(&[set])[1].clone()), ["/shell/x.gguf", "/shell/a/x.gguf"]);
+    assert_eq!(resolve(&["m=org/model/x.gguf"])[1], "org/model/x.gguf", "a file on the hub");
     assert_eq!(resolve(&["a=/abs", "a=last"])[0], "/shell/last", "the last of a name wins");
 }
 

@@ -16,19 +16,22 @@ const ROW: [&str; 8] =
 /// Writes `log.jsonl` and `metrics.jsonl`.
 #[derive(Debug)]
 pub struct Journal {
+    folder: Folder,
     log: Mutex<(PathBuf, Lines)>,
-    metrics: Mutex<(PathBuf, Lines)>,
+    /// Made by the first row: a run that measures nothing leaves no empty file.
+    metrics: Mutex<Option<(PathBuf, Lines)>>,
 }
 
 impl Journal {
     pub fn open(folder: &Folder) -> Result<Self> {
-        Ok(Self { log: Mutex::new(folder.lines("log.jsonl")?), metrics: Mutex::new(folder.lines("metrics.jsonl")?) })
+        Ok(Self { folder: folder.clone(), log: Mutex::new(folder.lines("log.jsonl")?), metrics: Mutex::default() })
     }
 
     /// Adds an event: when, what kind, what it says.
     pub fn event(&self, kind: &str, text: &str) -> Result<()> {
         let stamp = jiff::Timestamp::now().to_string();
-        append(&self.log, &json!({ "ts": stamp, "kind": kind, "text": text }))
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        append(&mut log, &json!({ "ts": stamp, "kind": kind, "text": text }))
     }
 
     /// Adds a row of measurements.
@@ -42,12 +45,16 @@ impl Journal {
         for (name, value) in row {
             ordered.entry(name.clone()).or_insert_with(|| value.clone());
         }
-        append(&self.metrics, &Value::Object(ordered))
+        let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = match metrics.take() {
+            Some(file) => file,
+            None => self.folder.lines("metrics.jsonl")?,
+        };
+        append(metrics.insert(file), &Value::Object(ordered))
     }
 }
 
-fn append(file: &Mutex<(PathBuf, Lines)>, line: &Value) -> Result<()> {
-    let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+fn append(file: &mut (PathBuf, Lines), line: &Value) -> Result<()> {
     let mut text = line.to_string();
     text.push('\n');
     let before = file.1.metadata().map(|metadata| metadata.len());

@@ -56,6 +56,8 @@ pub enum Error {
     NotFinite { name: String, float: f64 },
     #[error("`{name}` of a metrics row must be a number, a bool or a string, got {kind}")]
     Metric { name: String, kind: String },
+    #[error("the recipe has no parameter `{name}` that something could be chosen for")]
+    NoParameter { name: String },
     #[error(transparent)]
     Run(#[from] run::Error),
 }
@@ -64,7 +66,7 @@ impl Error {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::EmptyPath | Self::Metric { .. } => return None,
+            Self::EmptyPath | Self::Metric { .. } | Self::NoParameter { .. } => return None,
             Self::WriteOutside { .. } => {
                 "a recipe writes into its run folder alone: give a relative path without `..`".to_string()
             }
@@ -381,6 +383,28 @@ impl Host {
     /// Where the value of parameter `name` came from; nothing if the recipe has no such parameter.
     pub fn param_origin(&self, name: &str) -> Option<Origin> {
         self.run().parameters.get(name).map(|setting| setting.origin.clone())
+    }
+
+    /// Writes to `config.json` what was taken for parameter `name`, whose value leaves the choice to the run.
+    pub fn chose(&self, name: &str, value: &rhai::Dynamic) -> Result<(), Error> {
+        let value = metric(name, value)?;
+        let mut run = self.0.run.write().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::make_mut(&mut run.parameters).chose(name, value) {
+            return Err(Error::NoParameter { name: name.to_string() });
+        }
+        match &run.folder {
+            Some(folder) => Ok(folder.write("config.json", run.parameters.config(&run.recipe).as_bytes())?),
+            None => Ok(()),
+        }
+    }
+
+    /// The parameters of the kind `model` whose value is `id`.
+    pub fn parameters_of_model(&self, id: &str) -> Vec<String> {
+        let is_it = |setting: &&recipe::Setting| {
+            let kind = setting.parameter.kind == recipe::Kind::Model;
+            kind && matches!(&setting.value, recipe::Value::Text(text) if text == id)
+        };
+        self.run().parameters.iter().filter(is_it).map(|setting| setting.parameter.name.clone()).collect()
     }
 
     /// A failure without a usable device, at the native that `context` describes (exit code 6).

@@ -251,8 +251,7 @@ impl Session {
         let make = || {
             let folder = Folder::create(out, name)?;
             folder.write("recipe.rhai", text.as_bytes())?;
-            let config = serde_json::json!({ "recipe": source, "parameters": resolved.to_json() });
-            folder.write("config.json", format!("{config:#}\n").as_bytes())?;
+            folder.write("config.json", resolved.config(source).as_bytes())?;
             record.write(&folder, Status::Running, None, None)?;
             let journal = Journal::open(&folder)?;
             self.host.set_folder(folder.clone(), journal);

@@ -158,6 +158,16 @@ mod functions {
         }
     }
 
+    /// Writes to `config.json` what was taken for parameter `name`, whose given value leaves the choice to the run.
+    ///
+    /// ```rhai
+    /// run::chose("base_model", model.origin);
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn chose(context: NativeCallContext<'_>, name: &str, value: Dynamic) -> Answer<()> {
+        host(&context)?.chose(name, &value).map_err(|error| error.at(&context).into())
+    }
+
     /// Returns the path of `name` in the run folder as a person would type it: relative to the shell where it can be.
     ///
     /// ```rhai
