@@ -77,7 +77,10 @@ pub struct Schedule {
 /// What is allowed and hardly meant.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 pub enum Remark {
-    #[error("the warm-up takes {warmup} steps and there are {total}: the rate never reaches its peak")]
+    #[error(
+        "the warm-up takes {warmup} steps and there are {total}: the rate never reaches its peak; fewer warm-up steps \
+         (say {}) or more steps in all mend that", (.total / 10.0).floor()
+    )]
     NeverAtPeak { warmup: f64, total: f64 },
     #[error("schedule `constant` has no warm-up, {warmup} is not used; `constant_with_warmup` has one")]
     NoWarmup { warmup: f64 },
