@@ -161,6 +161,11 @@ impl Batches {
         self.units.div_ceil(self.options.batch_size).div_ceil(self.options.accumulate)
     }
 
+    /// Epochs that `steps` optimizer steps take, the last of them perhaps cut short.
+    pub fn epochs(&self, steps: usize) -> usize {
+        steps.div_ceil(self.steps().max(1))
+    }
+
     pub fn options(&self) -> &BatchOptions {
         &self.options
     }

@@ -13,6 +13,7 @@ fn recipes() -> PathBuf {
 
 fn run(shell: &Path, recipe: &Path, settings: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_unslothify"));
+    command.env("HF_HUB_OFFLINE", "1"); // no test reaches the network
     command.current_dir(shell).arg(recipe);
     settings.iter().for_each(|setting| {
         command.args(["--set", setting]);
@@ -48,17 +49,16 @@ fn meatballs_trains_saves_and_reports() {
     let told = told(&output);
     assert!(output.status.success(), "{told}");
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
-    for part in [
-        "texts     40",
-        "held out",
-        "unrelated",
-        "The secret of Swedish meatballs is",
-        "of 30 gained",
-        "opens in PEFT",
-        "--set data=mine.jsonl",
-    ] {
+    for part in ["texts     40", "held out", "unrelated", "opens in PEFT", "--set data=mine.jsonl"] {
         assert!(shown.contains(part), "no `{part}` in:\n{shown}");
     }
+    // Nothing about meatballs: the data are the user's own, and so is the text that is continued.
+    let texts = fs::read_to_string(dir.path().join("mine.jsonl")).unwrap();
+    let prompt = shown.lines().zip(shown.lines().skip(1)).find(|(_, next)| next.trim_start().starts_with("before "));
+    let (prompt, _) = prompt.unwrap();
+    assert!(!prompt.is_empty() && texts.contains(prompt), "`{prompt}` of\n{shown}");
+    assert!(!shown.contains("meatballs is") && !shown.contains("gained"), "{shown}");
+    assert!(told.contains("2 held-out texts are few"), "{told}");
     let run = dir.path().join("outputs/latest");
     let rows = rows(&run);
     assert_eq!(rows.len(), 5, "{rows:?}");
@@ -75,6 +75,37 @@ fn meatballs_trains_saves_and_reports() {
     assert_eq!((&rows[0]["step"], &rows[4]["step"]), (&0.into(), &3.into()));
     assert!(run.join("adapter/adapter_config.json").is_file());
     assert!(run.join("adapter/tokenizer.json").is_file());
+}
+
+#[test]
+fn own_data_with_a_prompt_and_probes_of_ones_own_are_asked_those() {
+    let (dir, settings) = workshop();
+    let mut settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    fs::write(dir.path().join("words.jsonl"), "{\"prompt\": \"One two\", \"right\": \" three\"}\n").unwrap();
+    settings.extend(["max_steps=1", "prompt=How to", "probes=words.jsonl"]);
+    let output = run(dir.path(), &recipes().join("meatballs.rhai"), &settings);
+    let told = told(&output);
+    assert!(output.status.success(), "{told}");
+    for part in ["\nHow to\n", "of 1 gained", "One two [three]"] {
+        assert!(told.contains(part), "no `{part}` in:\n{told}");
+    }
+}
+
+#[test]
+fn max_steps_wins_over_the_epochs_in_both_directions() {
+    let (dir, settings) = workshop();
+    let mut settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    // 38 texts, 8 a step: 5 steps an epoch
+    settings.extend(["max_steps=12", "num_train_epochs=1"]);
+    let output = run(dir.path(), &recipes().join("meatballs.rhai"), &settings);
+    let told = told(&output);
+    assert!(output.status.success(), "{told}");
+    let rows = rows(&dir.path().join("outputs/latest"));
+    let steps: Vec<_> = rows.iter().filter(|row| row.contains_key("loss")).collect();
+    assert_eq!(steps.len(), 12);
+    assert_eq!((&steps[11]["step"], &steps[11]["epoch"]), (&12.into(), &2.4.into()));
+    assert!(steps[11]["learning_rate"].as_f64().unwrap() > 0.0, "the schedule ends with the last step");
+    assert!(told.contains("max_steps 12 is more than the 5 steps of the epochs"), "{told}");
 }
 
 #[test]
@@ -96,6 +127,7 @@ fn repeated_texts_are_told() {
         "25 of them are copies of training",
         "on 25 texts, 25 of them copies of training texts",
         "never reaches its peak",
+        "fewer warm-up steps (say 0) or more steps in all",
     ] {
         assert!(told.contains(part), "no `{part}` in:\n{told}");
     }

@@ -119,6 +119,16 @@ mod methods {
         batches.inner.steps() as i64
     }
 
+    /// Returns how many epochs `steps` optimizer steps take; the last one may be cut short.
+    ///
+    /// ```rhai
+    /// for epoch in 0..batches.epochs(100) { print(epoch); }
+    /// ```
+    #[rhai_fn(name = "epochs", pure, return_raw)]
+    pub fn epochs(context: NativeCallContext<'_>, batches: &mut Batches, steps: i64) -> Answer<i64> {
+        Ok(batches.inner.epochs(count(&context, "the number of steps", steps)?) as i64)
+    }
+
     /// Returns what these batches lead to: texts, steps, and with packing how full the bins are.
     ///
     /// ```rhai
