@@ -24,6 +24,7 @@ mod unsaved;
 #[cfg(test)]
 mod tests;
 
+pub use crate::hub::{Findings as HubFindings, findings as find_hub};
 pub use crate::train::{Description as Gpu, Findings as GpuFindings, findings as find_gpus};
 pub use engine::Register;
 pub use failure::{Failure, Frame, Kind, Place};

@@ -58,18 +58,35 @@ pub enum Error {
 impl Error {
     /// Whether somebody asked to stop.
     pub fn is_cancelled(&self) -> bool {
-        matches!(self, Self::Engine(crate::engine::Error::Cancelled))
+        matches!(self, Self::Engine(crate::engine::Error::Cancelled) | Self::Hub(crate::hub::Error::Cancelled))
+    }
+
+    /// Whether there is no GPU that could be used: none, too old a one, or one without what it needs.
+    pub fn is_no_device(&self) -> bool {
+        use crate::kernels::Error as Kernel;
+        let Self::Engine(crate::engine::Error::Kernel(error)) = self else { return false };
+        // What a driver says later than at the start is a failure of the run.
+        let is_start = matches!(error, Kernel::Driver { op: "start", .. });
+        is_start
+            || matches!(
+                error,
+                Kernel::NoDriver
+                    | Kernel::NoDevice { .. }
+                    | Kernel::OldDevice { .. }
+                    | Kernel::NoBlas
+                    | Kernel::NoKernel { .. }
+            )
     }
 
     /// Whether the device has too little memory for what was asked.
     pub fn is_out_of_memory(&self) -> bool {
         use crate::engine::Error as Engine;
-        use crate::{io, kernels, optim, weights};
+        use crate::{hub, io, kernels, optim, weights};
         match self {
             Self::Engine(Engine::Kernel(error)) | Self::Optim(optim::Error::Kernel(error)) => {
                 matches!(error, kernels::Error::Memory { .. })
             }
-            Self::Weights(error) | Self::Engine(Engine::Weights(error)) => {
+            Self::Weights(error) | Self::Engine(Engine::Weights(error)) | Self::Hub(hub::Error::Weights(error)) => {
                 matches!(error, weights::Error::Io(io::Error::Memory { .. }))
             }
             _ => false,

@@ -66,15 +66,37 @@ impl Default for LoadSettings {
 }
 
 impl Model {
-    /// The model that `id` names: `auto`, `builtin:tiny-mistral`, a folder or `.gguf` relative to `folder`, a hub id
-    /// whose files are on this machine.
+    /// The model that `id` names: `auto`, `builtin:tiny-mistral`, a folder or `.gguf` relative to `folder`, or a hub id,
+    /// whose files are fetched where the Hugging Face cache lacks them.
     pub fn from_pretrained(id: &str, folder: &Path, settings: &LoadSettings) -> Result<Self> {
-        let checkpoint = hub::resolve(id, folder)?.open()?;
-        Self::from_checkpoint(&checkpoint, settings)
+        Self::from_pretrained_told(id, folder, settings, &hub::Silent)
+    }
+
+    /// As `from_pretrained`; `listener` hears what is fetched, and what `auto` took and why.
+    pub fn from_pretrained_told(
+        id: &str,
+        folder: &Path,
+        settings: &LoadSettings,
+        listener: &dyn hub::Listener,
+    ) -> Result<Self> {
+        let places = hub::Places::from_environment();
+        let access = hub::Access::new(&places, listener, &settings.cancel);
+        if id != "auto" {
+            let checkpoint = hub::resolve(id, folder, &access)?.open()?;
+            return Self::from_checkpoint(&checkpoint, settings);
+        }
+        let chosen = choose(settings)?;
+        let (source, told) = hub::resolve_auto(chosen.room(), settings.load_in_4bit, &access)?;
+        listener.note(&told);
+        Self::on(chosen, &source.open()?, settings)
     }
 
     /// Puts an opened checkpoint on a device.
     pub fn from_checkpoint(checkpoint: &Checkpoint, settings: &LoadSettings) -> Result<Self> {
+        Self::on(choose(settings)?, checkpoint, settings)
+    }
+
+    fn on(chosen: Chosen, checkpoint: &Checkpoint, settings: &LoadSettings) -> Result<Self> {
         let source = checkpoint.tokenizer()?;
         let tokenizer_json = match &source {
             TokenizerSource::Json(bytes) => bytes.clone(),
@@ -82,7 +104,6 @@ impl Model {
         };
         let tokenizer = Tokenizer::from_source(source, checkpoint.config(), checkpoint.origin())?;
         let options = LoadOptions { load_in_4bit: settings.load_in_4bit, memory: settings.memory };
-        let chosen = choose(settings)?;
         let unpacked = match chosen {
             Chosen::Cpu { .. } => Unpacked::new(checkpoint.config(), settings),
             _ => Unpacked { wanted: 0, limit: 0 },
@@ -114,6 +135,19 @@ enum Chosen {
     },
     Cuda(Box<Cuda>),
     Reference,
+}
+
+impl Chosen {
+    /// What room there is for a base that is still to be chosen.
+    fn room(&self) -> hub::Room {
+        match self {
+            Self::Cpu { .. } | Self::Reference => hub::Room::Cpu,
+            Self::Cuda(gpu) => hub::Room::Gpu {
+                free_bytes: gpu.device().memory().map_or(0, |(free, _)| free as u64),
+                can_train: gpu.dtype() != Dtype::F16,
+            },
+        }
+    }
 }
 
 fn choose(settings: &LoadSettings) -> Result<Chosen> {

@@ -16,6 +16,7 @@ mod text;
 
 pub use crate::engine::{LoraConfig, MODULES};
 pub use crate::engine::{Memory, Plan};
+pub use crate::hub::Listener;
 pub use crate::kernels::cuda::{AttentionKind, Description, Dtype, Findings};
 pub use adapter::{LoadedAdapter, SavedAdapter};
 pub use error::{Error, Result, Rows};

@@ -45,6 +45,7 @@ fn data(name: &str) -> PathBuf {
 /// Runs `recipe` with `shell` as its folder and returns what it printed.
 fn run(shell: &Path, recipe: &Path, settings: &[String]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_unslothify"));
+    command.env("HF_HUB_OFFLINE", "1"); // no test reaches the network
     command.current_dir(shell).arg(recipe).args(["--device", "cpu"]);
     settings.iter().for_each(|setting| {
         command.args(["--set", setting]);

@@ -10,6 +10,7 @@ mod batches;
 mod cuda;
 mod dataset;
 mod later;
+mod loading;
 mod lr_scheduler;
 mod model;
 mod optim;
@@ -69,8 +70,8 @@ fn host(context: &NativeCallContext<'_>) -> Answer<Host> {
     session(context).map(|session| session.host)
 }
 
-/// The failure that an error of `train` is, at the native's place; a wish to stop ends the script, and too little memory
-/// is a failure of the device.
+/// The failure that an error of `train` is, at the native's place; a wish to stop ends the script; no usable device and
+/// too little memory are failures of the device.
 fn train_failure(context: &NativeCallContext<'_>, error: &crate::train::Error) -> Box<EvalAltResult> {
     if error.is_cancelled() {
         return cancelled(context);
@@ -78,6 +79,12 @@ fn train_failure(context: &NativeCallContext<'_>, error: &crate::train::Error) -
     if error.is_out_of_memory() {
         return match host(context) {
             Ok(host) => host.device_failure(context, error.to_string()).hint(LESS_MEMORY).into(),
+            Err(error) => error,
+        };
+    }
+    if error.is_no_device() {
+        return match host(context) {
+            Ok(host) => host.device_failure(context, error.to_string()).into(),
             Err(error) => error,
         };
     }

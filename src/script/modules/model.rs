@@ -1,35 +1,20 @@
 //! `Model`: load, adapt, loss, evaluate, generate, save.
 
 use std::ops::ControlFlow;
-use std::path::{Component, Path};
 
 use rhai::plugin::*;
 use rhai::{Engine, FnPtr, Map, NativeCallContext};
 
 use crate::data::Tokenized;
 use crate::generate::{Finish, Options, Sampling};
+use crate::options;
 use crate::script::options::OneOrMany;
-use crate::script::{Device as Choice, Failure};
 use crate::tokenizer::Tokenizer;
-use crate::train::{AttentionKind, Device, Dtype, LoadSettings, LoraConfig, MODULES, Model, Unpacked};
-use crate::{io, options};
+use crate::train::{LoraConfig, MODULES, Model};
 
 use super::batches::{Batches, MicroBatch};
 use super::tensor::Tensor;
-use super::{Answer, host, not_there_yet, train_failure};
-
-options! {
-    /// What `Model::from_pretrained` takes.
-    pub LoadTable for "Model::from_pretrained" {
-        load_in_4bit: bool = false, "keep the frozen linears in NF4; what a file has quantised stays as it is";
-        max_seq_length: Option<usize> = None, 1.., "longest text in tokens; the model's own limit when not given";
-        adapter: Option<String> = None, "folder of an adapter to put on";
-        dtype: Option<String> = None, "what a GPU computes in: \"bf16\", \"f16\" or \"f32\"; the best it has when not given";
-        attention: String = "auto", "which kernels compute attention on a GPU: \"own\", \"cudnn\", or \"auto\" for the faster that is there; only \"own\" gives the same bits every time";
-        memory: String = "balanced", "for training: \"lean\", \"balanced\", \"speed\", or a budget like \"7GB\"";
-        revision: Option<String> = None, "not there yet";
-    }
-}
+use super::{Answer, host, loading, not_there_yet, train_failure};
 
 options! {
     /// What `model.add_lora` takes, by PEFT's names.
@@ -65,54 +50,15 @@ const ALL_LINEAR: &str = "all-linear";
 mod constructors {
     use super::*;
 
-    /// Returns a model: a folder, a `.gguf` file, `builtin:tiny-mistral`, or `auto`, which chooses by device.
+    /// Returns a model: a folder, a `.gguf` file, a hub id (`org/name`, or `org/name/file.gguf`), `builtin:tiny-mistral`,
+    /// or `auto`, which chooses by device.
     ///
     /// ```rhai
     /// let model = Model::from_pretrained("auto", #{ load_in_4bit: true, max_seq_length: 2048 });
     /// ```
     #[rhai_fn(name = "from_pretrained", return_raw)]
     pub fn from_pretrained(context: NativeCallContext<'_>, id: &str, options: Map) -> Answer<Model> {
-        let given = LoadTable::parse(&options, &context)?;
-        if given.revision.is_some() {
-            return Err(not_there_yet(&context, "the option revision"));
-        }
-        let host = host(&context)?;
-        let settings = LoadSettings {
-            load_in_4bit: given.load_in_4bit,
-            max_seq_length: given.max_seq_length,
-            device: match host.device() {
-                Choice::Auto => Device::Auto { threads: host.threads() },
-                Choice::Cpu => Device::Cpu { threads: host.threads() },
-                Choice::Cuda(index) => Device::Cuda { index },
-            },
-            unpacked_bytes: None,
-            dtype: given.dtype.as_deref().map(|name| dtype(&context, name)).transpose()?,
-            attention: attention(&context, &given.attention)?,
-            memory: given.memory.parse().map_err(|wanted| LoadTable::SCHEMA.wrong("memory", wanted, &context))?,
-            cancel: host.cancel(),
-        };
-        let place = place(&context, id)?;
-        host.doing(&format!("loading `{id}`"));
-        let loaded = Model::from_pretrained(place.as_deref().unwrap_or(id), &host.base(), &settings);
-        host.doing("");
-        let model = loaded.map_err(|error| train_failure(&context, &error))?;
-        host.models().add(&model);
-        if model.unpacked().is_short() {
-            host.note(&short_of_memory(id, &model));
-        }
-        if let Some(remark) = model.remark() {
-            host.note(remark);
-        }
-        if id == "auto" {
-            host.note(&chosen(&model));
-        }
-        if !model.defaulted().is_empty() {
-            host.note(&defaulted(&model));
-        }
-        if let Some(dir) = &given.adapter {
-            load_adapter(&context, &model, dir)?;
-        }
-        Ok(model)
+        loading::load(&context, id, &options)
     }
 
     /// Returns a model with every option at its default.
@@ -126,62 +72,7 @@ mod constructors {
     }
 }
 
-/// The file or folder that `id` means, where it means one: what this run has written, else what lies in the recipe's
-/// folder. A place that the recipe may not read is refused before anybody looks whether it is there.
-fn place(context: &NativeCallContext<'_>, id: &str) -> Answer<Option<String>> {
-    let host = host(context)?;
-    let parts = || Path::new(id).components();
-    let is_path = parts().any(|part| !matches!(part, Component::Normal(_))) || id.ends_with(".gguf");
-    if id.is_empty() || !(is_path || io::exists(&host.base().join(id)) || host.has_written(id)) {
-        return Ok(None);
-    }
-    let path = host.read_path(id).map_err(|error| error.at(context))?;
-    match path.to_str() {
-        Some(path) => Ok(Some(path.to_owned())),
-        None => Err(Failure::at(context, format!("`{}` is not UTF-8", path.display())).into()),
-    }
-}
-
-/// What `auto` took, why, and how to take another.
-fn chosen(model: &Model) -> String {
-    let millions = model.config().parameters() as f64 / 1e6;
-    format!(
-        "`auto` took {} ({millions:.1} M parameters, part of this program) because it is the only one that needs no download; \
-         `--set base_model=FOLDER` or a .gguf file takes another",
-        model.origin()
-    )
-}
-
-/// What the model's file leaves out, and what was taken for it: every one of these changes what is computed.
-fn defaulted(model: &Model) -> String {
-    let (origin, taken) = (model.origin(), model.defaulted().join(", "));
-    format!("`{origin}` says nothing of some keys; taken as transformers takes them: {taken}")
-}
-
-/// Why steps are slower than they could be, and what it would take.
-fn short_of_memory(id: &str, model: &Model) -> String {
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    let Unpacked { wanted, limit } = model.unpacked();
-    format!(
-        "`{id}` would take {:.1} GiB to keep its weights ready for the product, half of the free memory is {:.1} GiB: \
-         the rest is unpacked anew at every step, which is slower and gives the same numbers",
-        gib(wanted),
-        gib(limit)
-    )
-}
-
-fn dtype(context: &NativeCallContext<'_>, name: &str) -> Answer<Dtype> {
-    let all = [Dtype::Bf16, Dtype::F16, Dtype::F32];
-    let found = all.into_iter().find(|dtype| dtype.name() == name);
-    found.ok_or_else(|| LoadTable::SCHEMA.wrong("dtype", "must be \"bf16\", \"f16\" or \"f32\"", context))
-}
-
-fn attention(context: &NativeCallContext<'_>, name: &str) -> Answer<AttentionKind> {
-    let found = AttentionKind::ALL.into_iter().find(|kind| kind.name() == name);
-    found.ok_or_else(|| LoadTable::SCHEMA.wrong("attention", "must be \"auto\", \"own\" or \"cudnn\"", context))
-}
-
-fn load_adapter(context: &NativeCallContext<'_>, model: &Model, dir: &str) -> Answer<String> {
+pub(super) fn load_adapter(context: &NativeCallContext<'_>, model: &Model, dir: &str) -> Answer<String> {
     let host = host(context)?;
     let path = host.read_path(dir).map_err(|error| error.at(context))?;
     let loaded = model.load_adapter(&path).map_err(|error| train_failure(context, &error))?;
