@@ -31,8 +31,8 @@ pub(super) enum Command {
     Run(Run),
     /// Tell a recipe's parameters and imports without running it
     Describe(Describe),
-    /// Tell what this machine has to compute with, and what is missing
-    Doctor,
+    /// Tell what this machine has to compute with, where models and runs go, and what is missing
+    Doctor(Doctor),
 }
 
 /// `unslothify RECIPE …`, `unslothify run RECIPE …`
@@ -73,6 +73,14 @@ pub(super) struct Run {
     pub help: bool,
 }
 
+/// `unslothify doctor`
+#[derive(Args, Debug)]
+pub(super) struct Doctor {
+    /// Where run folders are made
+    #[arg(long, value_name = "DIR", default_value = "outputs", env = "UNSLOTHIFY_OUT", hide_env = true)]
+    pub out: PathBuf,
+}
+
 /// `unslothify describe RECIPE`
 #[derive(Args, Debug)]
 pub(super) struct Describe {
@@ -106,7 +114,7 @@ impl Arguments {
         let color = match &self.command {
             Some(Command::Run(run)) => run.color,
             Some(Command::Describe(describe)) => describe.color,
-            Some(Command::Doctor) | None => self.run.color,
+            Some(Command::Doctor(_)) | None => self.run.color,
         };
         match color.color {
             When::Always => true,

@@ -1,14 +1,46 @@
-//! `unslothify doctor`: what there is to compute with, and how to get what is missing.
+//! `unslothify doctor`: what there is to compute with, where models are, and how to get what is missing.
 
 use std::fmt::Write;
+use std::path::Path;
 
+use super::arguments::Doctor;
 use super::output;
-use crate::script::{Gpu, GpuFindings, find_gpus};
+use crate::io;
+use crate::script::{Gpu, GpuFindings, HubFindings, find_gpus, find_hub};
 
 const GIB: f64 = (1_u64 << 30) as f64;
 
-pub(super) fn main() -> anyhow::Result<()> {
-    output::print(&report(&find_gpus()))
+pub(super) fn main(arguments: &Doctor) -> anyhow::Result<()> {
+    output::print(&format!("{}{}", report(&find_gpus()), storage(&find_hub(), &arguments.out)))
+}
+
+/// Where models and runs go, how much room there is, and how models come.
+fn storage(hub: &HubFindings, out: &Path) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, what: &str| {
+        let _ = writeln!(text, "{name:<10}{what}");
+    };
+    let places = &hub.places;
+    line("cache", &format!("{}, {}", places.cache.display(), free(&places.cache)));
+    line("runs", &format!("{}, {}", out.display(), free(out)));
+    let network = match (places.offline, hub.can_fetch) {
+        (_, false) => "this build reads the cache alone".to_owned(),
+        (Some(variable), true) => format!("offline: {variable} is set, so that the cache is all there is"),
+        (None, true) => "models that are not in the cache are fetched".to_owned(),
+    };
+    line("hub", &format!("{}; {network}", places.endpoint));
+    match &places.token_from {
+        Some(from) => line("token", &format!("found in {from}")),
+        None => line("token", "none: HF_TOKEN or `hf auth login` gives one, for gated and private models"),
+    }
+    text
+}
+
+fn free(place: &Path) -> String {
+    match io::free_space(place) {
+        Some(bytes) => format!("{:.1} GiB free", bytes as f64 / GIB),
+        None => "free space unknown".to_owned(),
+    }
 }
 
 fn report(found: &GpuFindings) -> String {

@@ -40,7 +40,7 @@ fn command(argv: Vec<OsString>, stop: &Stop) -> u8 {
     let color = arguments.color();
     let result = match arguments.command {
         Some(Command::Describe(describe)) => describe::main(&describe),
-        Some(Command::Doctor) => doctor::main(),
+        Some(Command::Doctor(doctor)) => doctor::main(&doctor),
         Some(Command::Run(run)) => run::main(&run, words, stop),
         None => run::main(&arguments.run, words, stop),
     };

@@ -45,6 +45,7 @@ impl Place {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_unslothify"));
+        command.env("HF_HUB_OFFLINE", "1"); // no test reaches the network
         command.args(arguments).current_dir(self.path()).stdin(Stdio::null());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("UNSLOTHIFY_") {
@@ -102,7 +103,7 @@ fn a_run_prints_results_and_keeps_its_folder() {
     assert_eq!(run["argv"][1], "recipes/small.rhai");
     let log: Vec<Value> = read("log.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((log[0]["kind"].as_str(), log[0]["text"].as_str()), (Some("print"), Some("rate 0.0002")));
-    assert_eq!(read("metrics.jsonl"), "");
+    assert!(!place.latest().join("metrics.jsonl").exists(), "nothing was measured");
 }
 
 #[test]
@@ -365,4 +366,75 @@ fn files_of_a_run_are_as_private_as_the_shell_asks() {
             assert_eq!(mode, wanted, "{name}: {mode:o}");
         }
     }
+}
+
+#[test]
+fn no_usable_gpu_exits_with_6_and_says_what_to_do() {
+    let place = Place::new();
+    place.write("recipes/gpu.rhai", "let model = Model::from_pretrained(\"builtin:tiny-mistral\");\n");
+    let (code, _, err) = place.run(&["recipes/gpu.rhai", "--device", "cuda:99"]);
+    assert_eq!(code, 6, "{err}");
+    let is_told = ["there is no NVIDIA driver", "there is no GPU 99"].iter().any(|part| err.contains(part));
+    assert!(is_told && err.contains("gpu.rhai:1:20"), "{err}");
+    assert_eq!(place.json("run.json")["exit_code"], 6);
+}
+
+#[test]
+fn doctor_tells_where_models_go_and_never_the_token() {
+    let place = Place::new();
+    let doctor = |variables: &[(&str, &str)]| {
+        let mut command = place.command(&["doctor"]);
+        for name in
+            ["HF_TOKEN", "HF_TOKEN_PATH", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]
+        {
+            command.env_remove(name);
+        }
+        command.env("HF_HOME", place.path().join("home"));
+        command.envs(variables.iter().copied());
+        let (code, out, err) = told(&command.output().unwrap());
+        assert_eq!(code, 0, "{err}");
+        out
+    };
+    let out = doctor(&[]);
+    let cache = format!("cache     {}, ", place.path().join("home/hub").display());
+    for part in [cache.as_str(), "GiB free", "runs      outputs, ", "https://huggingface.co; ", "token     none"] {
+        assert!(out.contains(part), "no `{part}` in:\n{out}");
+    }
+    let out = doctor(&[("HF_TOKEN", "hf_secret"), ("HF_HUB_OFFLINE", "1")]);
+    assert!(out.contains("token     found in HF_TOKEN") && !out.contains("hf_secret"), "{out}");
+    assert!(!cfg!(feature = "hub") || out.contains("offline: HF_HUB_OFFLINE is set"), "{out}");
+}
+
+#[test]
+fn what_was_chosen_stands_beside_what_was_given() {
+    let place = Place::new();
+    let recipe = "let rate = param(\"learning_rate\", 0.0); let base = param(\"base\", \"auto\", #{ kind: \"model\" });\n\
+                  let model = Model::from_pretrained(base);\nrun::chose(\"learning_rate\", model.learning_rate);\n";
+    place.write("recipes/choice.rhai", recipe);
+    let (code, _, err) = place.run(&["recipes/choice.rhai", "--device", "cpu"]);
+    assert_eq!(code, 0, "{err}");
+    let parameters = &place.json("config.json")["parameters"];
+    let rate = serde_json::json!({ "value": 0.0, "origin": "default", "chosen": 1.5e-3 });
+    let base = serde_json::json!({ "value": "auto", "origin": "default", "chosen": "builtin:tiny-mistral" });
+    assert_eq!((&parameters["learning_rate"], &parameters["base"]), (&rate, &base));
+    assert!(err.contains("`auto` took builtin:tiny-mistral") && err.contains("base_model="), "{err}");
+    place.write("recipes/choice.rhai", "run::chose(\"rate\", 1.0);\n");
+    let (code, _, err) = place.run(&["recipes/choice.rhai"]);
+    assert!(code == 1 && err.contains("the recipe has no parameter `rate`"), "{err}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_a_killed_run_left_in_its_folder_goes_with_the_next_run() {
+    let place = Place::new();
+    assert_eq!(place.run(&["recipes/small.rhai"]).0, 0);
+    let old = place.latest();
+    // As old as one of another machine must be; what is new is somebody's who still writes.
+    for (name, age) in [(".unslothify-old", 90_000), (".unslothify-new", 0)] {
+        std::fs::create_dir(old.join(name)).unwrap();
+        let folder = std::fs::File::open(old.join(name)).unwrap();
+        folder.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(age)).unwrap();
+    }
+    assert_eq!(place.run(&["recipes/small.rhai"]).0, 0);
+    assert!(!old.join(".unslothify-old").exists() && old.join(".unslothify-new").exists());
 }
