@@ -140,13 +140,9 @@ impl Resolved {
         format!("{:#}\n", serde_json::json!({ "recipe": recipe, "parameters": self.to_json() }))
     }
 
-    /// Takes note of what the run took for parameter `name`; false if there is no such parameter.
-    pub fn chose(&mut self, name: &str, value: serde_json::Value) -> bool {
-        let is_there = self.get(name).is_some();
-        if is_there {
-            self.chosen.insert(name.to_string(), value);
-        }
-        is_there
+    /// Takes note of what the run took for `name`, a parameter or anything else that it had to choose.
+    pub fn chose(&mut self, name: &str, value: serde_json::Value) {
+        self.chosen.insert(name.to_string(), value);
     }
 
     /// The `parameters` of `config.json`: value and origin of each, and what was chosen where the value left that open.
@@ -160,7 +156,9 @@ impl Resolved {
             }
             (name.clone(), told)
         };
-        serde_json::Value::Object(self.settings.iter().map(one).collect())
+        let others = self.chosen.iter().filter(|(name, _)| self.get(name).is_none());
+        let others = others.map(|(name, value)| (name.clone(), serde_json::json!({ "chosen": value })));
+        serde_json::Value::Object(self.settings.iter().map(one).chain(others).collect())
     }
 }
 

@@ -56,8 +56,6 @@ pub enum Error {
     NotFinite { name: String, float: f64 },
     #[error("`{name}` of a metrics row must be a number, a bool or a string, got {kind}")]
     Metric { name: String, kind: String },
-    #[error("the recipe has no parameter `{name}` that something could be chosen for")]
-    NoParameter { name: String },
     #[error(transparent)]
     Run(#[from] run::Error),
 }
@@ -66,7 +64,7 @@ impl Error {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::EmptyPath | Self::Metric { .. } | Self::NoParameter { .. } => return None,
+            Self::EmptyPath | Self::Metric { .. } => return None,
             Self::WriteOutside { .. } => {
                 "a recipe writes into its run folder alone: give a relative path without `..`".to_string()
             }
@@ -389,9 +387,7 @@ impl Host {
     pub fn chose(&self, name: &str, value: &rhai::Dynamic) -> Result<(), Error> {
         let value = metric(name, value)?;
         let mut run = self.0.run.write().unwrap_or_else(PoisonError::into_inner);
-        if !Arc::make_mut(&mut run.parameters).chose(name, value) {
-            return Err(Error::NoParameter { name: name.to_string() });
-        }
+        Arc::make_mut(&mut run.parameters).chose(name, value);
         match &run.folder {
             Some(folder) => Ok(folder.write("config.json", run.parameters.config(&run.recipe).as_bytes())?),
             None => Ok(()),
