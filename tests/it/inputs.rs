@@ -245,3 +245,47 @@ fn an_output_that_takes_no_more_is_an_error_and_no_closed_pipe() {
         assert!(said.contains("cannot write to standard output: No space left"), "{arguments:?}: {said}");
     }
 }
+
+#[test]
+fn a_stream_function_that_fails_ends_the_text_at_once() {
+    let place = Place::new();
+    place.write(
+        "stream.rhai",
+        "let model = Model::from_pretrained(\"tiny\");
+let show = |piece| { print(`piece ${piece}`); throw \"enough\"; };
+model.generate(\"a\", #{ max_new_tokens: 40, stream: show });",
+    );
+    let output = place.run(&["stream.rhai"]);
+    let (shown, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("enough"), "{said}");
+    assert_eq!(shown.matches("piece ").count(), 1, "{shown}");
+}
+
+#[test]
+fn an_epoch_beyond_counting_is_refused() {
+    let place = Place::new();
+    let script = |number: &str| {
+        place.write(
+            "epoch.rhai",
+            format!(
+                "let model = Model::from_pretrained(\"tiny\");
+let tokens = Dataset::from_json(\"mine.jsonl\").tokenize(model.tokenizer, #{{ text: \"text\", max_length: 400 }});
+let batches = tokens.batches(#{{ batch_size: 2 }});
+for step in batches.epoch({number}) {{ print(step.index); break; }}"
+            ),
+        );
+        place.run(&["epoch.rhai"])
+    };
+    let output = script("1000");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for number in ["-1", "9223372036854775807", "4611686018427387904"] {
+        let output = script(number);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{number}: {said}");
+        assert!(
+            said.contains("epoch") && said.contains("epoch.rhai:4") && !said.contains("panicked"),
+            "{number}: {said}"
+        );
+    }
+}
