@@ -1,7 +1,9 @@
 //! Training steps of a Mistral-7B shape on the GPU: time, memory, and where the time goes.
 //!
-//!     cargo bench --bench gpu -- [A|B|C|D|E]... [--memory lean|balanced|speed|7GB] [--steps N] [--layers N] [--rank N]
+//!     cargo bench --bench gpu -- [A|B|C|D|E|decode|load]...
+//!         [--memory lean|balanced|speed|7GB] [--steps N] [--layers N] [--rank N]
 //!         [--dtype bf16|f16|f32] [--attention auto|own|cudnn] [--tune] [--profile] [--attention-alone]
+//!         [--folder DIR]
 //!
 //! A is 2 texts of 2048 tokens, B 8 of 512, C 1 of 8192, D 8 of 12 to 20 (the original job's optimizer step, its
 //! micro-batches merged), E is A with a 16-bit base. Random weights, linears in NF4 with double quantisation but for E,
@@ -9,8 +11,15 @@
 //! steps after three that are not counted; `--profile` adds a table of one more step with an event around each operation.
 //! `--attention-alone` times attention of one layer instead, forward and backward, over N steps; then also of texts of
 //! several lengths and as many tokens in all.
+//! `decode` and `load`: see `gpu/decode.rs` and `gpu/load.rs`; without a name A to C are run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "gpu/decode.rs"]
+mod decode;
+#[path = "gpu/load.rs"]
+mod load;
+
+use std::path::PathBuf;
 use std::time::Instant;
 
 use unslothify::engine::{Batch, Engine, LoadOptions, LoraConfig, MODULES, Memory, Mode, attention_of};
@@ -54,6 +63,9 @@ struct Arguments {
     is_profiled: bool,
     attention: AttentionKind,
     is_attention_alone: bool,
+    decodes: bool,
+    loads: bool,
+    folder: Option<PathBuf>,
 }
 
 fn arguments() -> Arguments {
@@ -68,12 +80,18 @@ fn arguments() -> Arguments {
         is_profiled: false,
         attention: AttentionKind::Auto,
         is_attention_alone: false,
+        decodes: false,
+        loads: false,
+        folder: None,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut next = || words.next().expect("a value after the option");
         match word.as_str() {
             "A" | "B" | "C" | "D" | "E" => given.workloads.extend(word.chars()),
+            "decode" => given.decodes = true,
+            "load" => given.loads = true,
+            "--folder" => given.folder = Some(next().into()),
             "--memory" => given.memory = next().parse().expect("--memory"),
             "--steps" => given.steps = next().parse().expect("--steps"),
             "--layers" => given.layers = next().parse().expect("--layers"),
@@ -96,20 +114,23 @@ fn arguments() -> Arguments {
             other => panic!("unknown argument {other}"),
         }
     }
-    if given.workloads.is_empty() {
+    if given.workloads.is_empty() && !given.decodes && !given.loads {
         given.workloads = vec!['A', 'B', 'C'];
     }
     given
 }
 
 fn config(layers: usize) -> ModelConfig {
-    let text = format!(
+    ModelConfig::from_json(&config_text(layers), "random").unwrap()
+}
+
+fn config_text(layers: usize) -> String {
+    format!(
         r#"{{"architectures":["MistralForCausalLM"],"model_type":"mistral","vocab_size":{VOCABULARY},"hidden_size":4096,
 "intermediate_size":14336,"num_hidden_layers":{layers},"num_attention_heads":32,"num_key_value_heads":8,"head_dim":128,
 "max_position_embeddings":32768,"rms_norm_eps":1e-5,"rope_theta":1000000.0,"sliding_window":null,
 "tie_word_embeddings":false,"hidden_act":"silu","bos_token_id":1,"eos_token_id":2,"torch_dtype":"bfloat16"}}"#
-    );
-    ModelConfig::from_json(&text, "random").unwrap()
+    )
 }
 
 fn main() {
@@ -129,6 +150,23 @@ fn main() {
         } else {
             run(workload, &given, begun);
         }
+    }
+    if given.decodes {
+        decode::run(&given);
+    }
+    if given.loads {
+        load::run(&given);
+    }
+}
+
+fn lora(rank: usize) -> LoraConfig {
+    LoraConfig {
+        r: rank,
+        lora_alpha: rank as f64,
+        target_modules: MODULES.iter().map(|module| (*module).to_owned()).collect(),
+        layers_to_transform: None,
+        use_rslora: false,
+        seed: 1,
     }
 }
 
@@ -213,16 +251,7 @@ fn run(workload: &Workload, given: &Arguments, begun: Instant) {
     let started = Instant::now();
     let options = LoadOptions { load_in_4bit: workload.in_4bit, memory: given.memory };
     let mut engine = Engine::random(backend, config, 1, &options).unwrap();
-    engine
-        .add_lora(&LoraConfig {
-            r: given.rank,
-            lora_alpha: given.rank as f64,
-            target_modules: MODULES.iter().map(|module| (*module).to_owned()).collect(),
-            layers_to_transform: None,
-            use_rslora: false,
-            seed: 1,
-        })
-        .unwrap();
+    engine.add_lora(&lora(given.rank)).unwrap();
     let len = engine.backend().full_len(engine.flat().unwrap().params);
     let segments = engine.flat().unwrap().segments.to_vec();
     let mut optimizer = AdamW8bit::new(engine.backend(), Settings::default(), &segments, len).unwrap();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::kernels::Backend;
-use crate::quant::{StoredMatrix, StoredValues};
+use crate::quant::{FloatBytes, StoredMatrix, StoredValues};
 use crate::weights::{Checkpoint, ModelConfig};
 
 use super::plan::Memory;
@@ -45,6 +45,10 @@ pub(super) trait Source {
     fn config(&self) -> &ModelConfig;
     fn matrix(&self, name: &str) -> Result<StoredMatrix>;
     fn vector(&self, name: &str) -> Result<Vec<f32>>;
+    /// A matrix as the file's own bytes, where it holds plain numbers.
+    fn floats(&self, _name: &str) -> Option<FloatBytes<'_>> {
+        None
+    }
 }
 
 impl Source for Checkpoint {
@@ -59,6 +63,10 @@ impl Source for Checkpoint {
     fn vector(&self, name: &str) -> Result<Vec<f32>> {
         Ok(Self::vector(self, name)?)
     }
+
+    fn floats(&self, name: &str) -> Option<FloatBytes<'_>> {
+        Self::floats(self, name)
+    }
 }
 
 impl<B: Backend> Frozen<B> {
@@ -66,13 +74,18 @@ impl<B: Backend> Frozen<B> {
         let config = checkpoint.config();
         let loader = Loader { backend, checkpoint, config, options };
         let (hidden, vocabulary) = (config.hidden_size, config.vocab_size);
-        let table = vec![loader.kept("model.embed_tokens.weight", vocabulary, hidden)?];
         let is_lean = options.memory == Memory::Lean && !config.tie_word_embeddings;
-        let embedding = Arc::new(if is_lean { backend.weight_on_host(table)? } else { backend.weight(table)? });
+        let table = "model.embed_tokens.weight";
+        let embedding = Arc::new(if is_lean {
+            let part = Shaped { name: table.to_owned(), rows: vocabulary, cols: hidden };
+            backend.weight_on_host(vec![loader.kept(&part)?])?
+        } else {
+            loader.whole(table, vocabulary, hidden)?
+        });
         let head = if config.tie_word_embeddings {
             Arc::clone(&embedding)
         } else {
-            Arc::new(backend.weight(vec![loader.kept("lm_head.weight", vocabulary, hidden)?])?)
+            Arc::new(loader.whole("lm_head.weight", vocabulary, hidden)?)
         };
         let layer = |index| {
             cancel.check()?;
@@ -96,6 +109,13 @@ impl<B: Backend> Frozen<B> {
     }
 }
 
+/// A matrix by its name in the checkpoint, and the shape it must have.
+struct Shaped {
+    name: String,
+    rows: usize,
+    cols: usize,
+}
+
 struct Loader<'a, B: Backend> {
     backend: &'a B,
     checkpoint: &'a dyn Source,
@@ -108,36 +128,77 @@ impl<B: Backend> Loader<'_, B> {
         let c = self.config;
         let (hidden, wide) = (c.hidden_size, c.intermediate_size);
         let (queries, keys) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
-        let part = |name: &str, rows, cols| self.linear(&format!("model.layers.{index}.{name}.weight"), rows, cols);
+        let part = |name: &str, rows, cols| Shaped { name: format!("model.layers.{index}.{name}.weight"), rows, cols };
+        let qkv = vec![
+            part("self_attn.q_proj", queries, hidden),
+            part("self_attn.k_proj", keys, hidden),
+            part("self_attn.v_proj", keys, hidden),
+        ];
+        let o = vec![part("self_attn.o_proj", hidden, queries)];
+        let gate_up = vec![part("mlp.gate_proj", wide, hidden), part("mlp.up_proj", wide, hidden)];
+        let down = vec![part("mlp.down_proj", hidden, wide)];
+        let [qkv, o, gate_up, down] = self.linears([qkv, o, gate_up, down])?;
         Ok(LayerWeights {
             input_norm: self.vector(&format!("model.layers.{index}.input_layernorm.weight"))?,
             post_attention_norm: self.vector(&format!("model.layers.{index}.post_attention_layernorm.weight"))?,
-            qkv: self.backend.weight(vec![
-                part("self_attn.q_proj", queries, hidden)?,
-                part("self_attn.k_proj", keys, hidden)?,
-                part("self_attn.v_proj", keys, hidden)?,
-            ])?,
-            o: self.backend.weight(vec![part("self_attn.o_proj", hidden, queries)?])?,
-            gate_up: self
-                .backend
-                .weight(vec![part("mlp.gate_proj", wide, hidden)?, part("mlp.up_proj", wide, hidden)?])?,
-            down: self.backend.weight(vec![part("mlp.down_proj", hidden, wide)?])?,
+            qkv,
+            o,
+            gate_up,
+            down,
         })
     }
 
+    /// The matrices of a layer: all at once from the file's bytes where it holds plain numbers, else one by one.
+    fn linears<const N: usize>(&self, matrices: [Vec<Shaped>; N]) -> Result<[B::Weight; N]> {
+        let floats = |parts: &Vec<Shaped>| parts.iter().map(|part| self.floats(part)).collect::<Option<Vec<_>>>();
+        if let Some(matrices) = matrices.iter().map(floats).collect::<Option<Vec<_>>>() {
+            let weights = self.backend.weights_from(matrices, self.options.load_in_4bit)?;
+            return match <[B::Weight; N]>::try_from(weights) {
+                Ok(weights) => Ok(weights),
+                Err(_) => unreachable!("a weight for each matrix"),
+            };
+        }
+        let mut weights = Vec::with_capacity(N);
+        for parts in &matrices {
+            let parts = parts.iter().map(|part| self.linear(part)).collect::<Result<_>>()?;
+            weights.push(self.backend.weight(parts)?);
+        }
+        match <[B::Weight; N]>::try_from(weights) {
+            Ok(weights) => Ok(weights),
+            Err(_) => unreachable!("a weight for each matrix"),
+        }
+    }
+
+    /// An embedding or an output matrix, which is never quantised here.
+    fn whole(&self, name: &str, rows: usize, cols: usize) -> Result<B::Weight> {
+        let part = Shaped { name: name.to_owned(), rows, cols };
+        if let Some(floats) = self.floats(&part)
+            && let Some(weight) = self.backend.weights_from(vec![vec![floats]], false)?.pop()
+        {
+            return Ok(weight);
+        }
+        Ok(self.backend.weight(vec![self.kept(&part)?])?)
+    }
+
+    fn floats(&self, part: &Shaped) -> Option<FloatBytes<'_>> {
+        let floats = self.checkpoint.floats(&part.name)?;
+        ((floats.rows, floats.cols) == (part.rows, part.cols)).then_some(floats)
+    }
+
     /// A linear layer: quantised to NF4 when asked and still in 16 or 32 bits.
-    fn linear(&self, name: &str, rows: usize, cols: usize) -> Result<StoredMatrix> {
-        let matrix = self.kept(name, rows, cols)?;
+    fn linear(&self, part: &Shaped) -> Result<StoredMatrix> {
+        let matrix = self.kept(part)?;
         let whole = matches!(matrix.values, StoredValues::F32(_) | StoredValues::F16(_) | StoredValues::Bf16(_));
         Ok(if self.options.load_in_4bit && whole { matrix.quantize_nf4() } else { matrix })
     }
 
     /// A matrix as the file holds it.
-    fn kept(&self, name: &str, rows: usize, cols: usize) -> Result<StoredMatrix> {
+    fn kept(&self, part: &Shaped) -> Result<StoredMatrix> {
+        let &Shaped { ref name, rows, cols } = part;
         let matrix = self.checkpoint.matrix(name)?;
         if (matrix.rows, matrix.cols) != (rows, cols) {
             let (got_rows, got_cols) = (matrix.rows, matrix.cols);
-            return Err(Error::Shape { name: name.to_owned(), got_rows, got_cols, rows, cols });
+            return Err(Error::Shape { name: name.clone(), got_rows, got_cols, rows, cols });
         }
         Ok(matrix)
     }

@@ -126,6 +126,11 @@ impl<B: Backend> Layer<'_, B> {
         b.rope(&mut saved.qkv, segments, self.attention, self.inverse_frequencies, 1.0)?;
         match cached {
             None => b.attention(&saved.qkv, segments, self.attention, &mut saved.o, &mut saved.lse)?,
+            // nothing earlier to see: the kernels for whole texts
+            Some(c) if c.len == 0 => {
+                b.attention(&saved.qkv, segments, self.attention, &mut saved.o, &mut saved.lse)?;
+                b.append(&saved.qkv, c.keys, c.values, 0, self.attention)?;
+            }
             Some(c) => b.attention_cached(&saved.qkv, c.keys, c.values, c.len, self.attention, &mut saved.o)?,
         }
         self.linear(1, &saved.o, &w.o, &mut saved.s[1], Some(&saved.x), &mut saved.x_mid)?;

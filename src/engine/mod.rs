@@ -18,6 +18,7 @@ mod net;
 mod plan;
 mod planned;
 mod random;
+mod step;
 #[cfg(test)]
 mod tests;
 mod trace;

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use crate::quant::StoredMatrix;
+use crate::quant::{FloatBytes, StoredMatrix};
 
 use super::matrix::zeros;
 use super::{Error, Result};
@@ -76,6 +76,28 @@ pub struct DeviceMemory {
     pub total: usize,
 }
 
+/// One linear layer of a decoding step, whole.
+#[derive(Debug)]
+pub struct StepLinear<'a, B: Backend> {
+    pub x: &'a B::Act,
+    /// `x` is normalised first, by this weight and eps.
+    pub norm: Option<(&'a B::Full, f64)>,
+    pub weight: &'a B::Weight,
+    pub lora: Option<(&'a LoraGroup, &'a B::Full)>,
+    pub residual: Option<&'a B::Act>,
+    /// The weight is gate|up, and `swiglu` of the product is wanted.
+    pub is_gate_up: bool,
+}
+
+/// What a `StepLinear` may write on the way.
+#[derive(Debug)]
+pub struct StepScratch<'a, B: Backend> {
+    pub normed: &'a mut B::Act,
+    pub rstd: &'a mut B::Full,
+    pub s: &'a mut B::Act,
+    pub gate_up: &'a mut B::Act,
+}
+
 /// A device the engine trains on. All matrices are row-major, one row per token.
 ///
 /// Outputs are resized by the operation; sizes are checked before any arithmetic and a mismatch is an `Error`.
@@ -92,6 +114,8 @@ pub trait Backend: Send + Sync + Debug + 'static {
     type Weight: Send + Sync + Debug;
     /// Room for an activation outside the device's memory.
     type Host: Send + Sync + Debug;
+    /// What a device keeps of work that it repeats.
+    type Recording: Send + Sync + Debug + Default;
 
     /// A short name for logs: `cpu`, `reference`.
     fn name(&self) -> &'static str;
@@ -102,6 +126,19 @@ pub trait Backend: Send + Sync + Debug + 'static {
     /// Runs `work` on the device's own threads: operations inside hand their parts over without waking a thread first.
     /// Wrap a whole pass in it; the results are the same without.
     fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        work()
+    }
+    /// Does `work`, or what it asked for the last time: a device that can record it starts it as one.
+    ///
+    /// What changes from time to time is `shape`, `params`, and the contents of buffers that stay where they are; `work`
+    /// reads the position of its rows from the `Segments` that `shift` changes.
+    fn repeat<E: From<Error>>(
+        &self,
+        _recording: &mut Self::Recording,
+        _shape: [usize; 2],
+        _params: Option<&Self::Full>,
+        work: impl FnOnce() -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
         work()
     }
 
@@ -175,13 +212,25 @@ pub trait Backend: Send + Sync + Debug + 'static {
     fn write_bytes(&self, bytes: &mut Self::Bytes, values: &[u8]) -> Result<()>;
     fn read_bytes(&self, bytes: &Self::Bytes) -> Result<Vec<u8>>;
     fn index(&self, values: &[u32]) -> Result<Self::Index>;
+    /// Other values, as many, in the same place.
+    fn rewrite(&self, index: &mut Self::Index, values: &[u32]) -> Result<()>;
     /// `cu_seqlens` = prefix sums from 0 to the number of tokens; every text starts at position `first_position`.
     fn segments(&self, cu_seqlens: &[u32], first_position: usize) -> Result<Self::Segments>;
+    /// The same texts from another position on, in the same place.
+    fn shift(&self, segments: &mut Self::Segments, first_position: usize) -> Result<()>;
+    /// Makes room for `rows` rows of a cache before they are appended; returns how many there is room for.
+    fn reserve(&self, cache: &mut Self::Act, rows: usize, cols: usize) -> Result<usize>;
     /// The row-wise concatenation of `parts` (all with the same number of columns) as one frozen matrix.
     fn weight(&self, parts: Vec<StoredMatrix>) -> Result<Self::Weight>;
     /// The same, for a matrix of which only rows are read: outside the device's memory, if the device can read it there.
     fn weight_on_host(&self, parts: Vec<StoredMatrix>) -> Result<Self::Weight> {
         self.weight(parts)
+    }
+    /// Matrices of the numbers of a file, each the row-wise concatenation of its parts; `in_nf4`: quantised on the way, as
+    /// `StoredMatrix::quantize_nf4` does it.
+    fn weights_from(&self, matrices: Vec<Vec<FloatBytes<'_>>>, in_nf4: bool) -> Result<Vec<Self::Weight>> {
+        let stored = |part: &FloatBytes<'_>| if in_nf4 { part.stored().quantize_nf4() } else { part.stored() };
+        matrices.iter().map(|parts| self.weight(parts.iter().map(stored).collect())).collect()
     }
     /// Bytes the weight occupies on the device.
     fn weight_bytes(&self, weight: &Self::Weight) -> usize;
@@ -205,9 +254,66 @@ pub trait Backend: Send + Sync + Debug + 'static {
         dx: &mut Self::Act,
     ) -> Result<()>;
 
+    /// `linear` for gate|up, then `swiglu` into `h`; `gate_up` is scratch.
+    fn linear_swiglu(
+        &self,
+        x: &Self::Act,
+        w: &Self::Weight,
+        lora: Option<(&LoraGroup, &Self::Full, &Self::Act)>,
+        gate_up: &mut Self::Act,
+        h: &mut Self::Act,
+    ) -> Result<()> {
+        self.linear(x, w, lora, None, gate_up)?;
+        self.swiglu(gate_up, h)
+    }
+
+    /// Norm, adapters, product and what follows it.
+    fn step_linear(
+        &self,
+        step: &StepLinear<'_, Self>,
+        scratch: &mut StepScratch<'_, Self>,
+        y: &mut Self::Act,
+    ) -> Result<()>
+    where
+        Self: Sized,
+    {
+        let StepScratch { normed, rstd, s, gate_up } = scratch;
+        let x = match (step.norm, step.lora) {
+            (Some((weight, eps)), lora) => {
+                self.norm_down(step.x, weight, eps, lora, normed, rstd, s)?;
+                &**normed
+            }
+            (None, Some((group, params))) => {
+                self.lora_down(step.x, group, params, s)?;
+                step.x
+            }
+            (None, None) => step.x,
+        };
+        let lora = step.lora.map(|(group, params)| (group, params, &**s));
+        match step.is_gate_up {
+            true => self.linear_swiglu(x, step.weight, lora, gate_up, y),
+            false => self.linear(x, step.weight, lora, step.residual, y),
+        }
+    }
+
     // ---- LoRA ----------------------------------------------------------------------------------------------
     /// `s = x·Aᵀ` for every part; s (T, group.rank).
     fn lora_down(&self, x: &Self::Act, group: &LoraGroup, params: &Self::Full, s: &mut Self::Act) -> Result<()>;
+    /// `y = rms_norm(x)`, then `s = y·Aᵀ` where there are adapters; `rstd` is scratch.
+    #[allow(clippy::too_many_arguments)]
+    fn norm_down(
+        &self,
+        x: &Self::Act,
+        weight: &Self::Full,
+        eps: f64,
+        lora: Option<(&LoraGroup, &Self::Full)>,
+        y: &mut Self::Act,
+        rstd: &mut Self::Full,
+        s: &mut Self::Act,
+    ) -> Result<()> {
+        self.rms_norm(x, weight, eps, y, rstd)?;
+        lora.map_or(Ok(()), |(group, params)| self.lora_down(y, group, params, s))
+    }
     /// `ds = dy·blockdiag(scale·B)`; ds (T, group.rank).
     fn lora_up_backward(
         &self,
@@ -290,6 +396,30 @@ pub trait Backend: Send + Sync + Debug + 'static {
         attention: &Attention,
         o: &mut Self::Act,
     ) -> Result<()>;
+    /// Appends the keys and values of `qkv` (rotated) to the caches, which hold `cached` rows.
+    fn append(
+        &self,
+        qkv: &Self::Act,
+        keys: &mut Self::Act,
+        values: &mut Self::Act,
+        cached: usize,
+        attention: &Attention,
+    ) -> Result<()>;
+    /// `rope`, then `attention_cached`, of the rows of one text that starts at position `cached`. `qkv` is used up.
+    #[allow(clippy::too_many_arguments)]
+    fn attention_step(
+        &self,
+        qkv: &mut Self::Act,
+        (keys, values): (&mut Self::Act, &mut Self::Act),
+        cached: usize,
+        segments: &Self::Segments,
+        attention: &Attention,
+        inverse_frequencies: &Self::Full,
+        o: &mut Self::Act,
+    ) -> Result<()> {
+        self.rope(qkv, segments, attention, inverse_frequencies, 1.0)?;
+        self.attention_cached(qkv, keys, values, cached, attention, o)
+    }
     /// `h = silu(gate)·up`; a row of `gate_up` is `[gate | up]`.
     fn swiglu(&self, gate_up: &Self::Act, h: &mut Self::Act) -> Result<()>;
     /// In place: `dh` becomes h, `gate_up` becomes `[dgate | dup]`.

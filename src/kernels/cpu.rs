@@ -61,6 +61,7 @@ impl Backend for Cpu {
     type Bytes = Vec<u8>;
     type Index = Vec<u32>;
     type Segments = Texts;
+    type Recording = ();
     type Weight = Frozen;
     type Host = Matrix<f32>;
 
@@ -177,6 +178,22 @@ impl Backend for Cpu {
 
     fn index(&self, values: &[u32]) -> Result<Vec<u32>> {
         Ok(values.to_vec())
+    }
+
+    fn rewrite(&self, index: &mut Vec<u32>, values: &[u32]) -> Result<()> {
+        same("index", "the number of values", values.len(), index.len())?;
+        index.copy_from_slice(values);
+        Ok(())
+    }
+
+    fn shift(&self, segments: &mut Texts, first_position: usize) -> Result<()> {
+        segments.shift(first_position);
+        Ok(())
+    }
+
+    fn reserve(&self, _cache: &mut Matrix<f32>, rows: usize, _cols: usize) -> Result<usize> {
+        // `append` makes the room
+        Ok(rows)
     }
 
     fn segments(&self, cu_seqlens: &[u32], first_position: usize) -> Result<Texts> {
@@ -315,6 +332,17 @@ impl Backend for Cpu {
     ) -> Result<()> {
         attention::prepare_backward(do_, qkv, o, lse, segments, attention, dqkv)?;
         attention::cpu::backward(self.device(), do_, qkv, o, lse, segments, attention, dqkv)
+    }
+
+    fn append(
+        &self,
+        qkv: &Matrix<f32>,
+        keys: &mut Matrix<f32>,
+        values: &mut Matrix<f32>,
+        cached: usize,
+        attention: &Attention,
+    ) -> Result<()> {
+        attention::append("append", qkv, keys, values, cached, attention)
     }
 
     fn attention_cached(

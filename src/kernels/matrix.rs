@@ -92,6 +92,11 @@ impl Texts {
         Ok(Self { starts, first_position })
     }
 
+    /// Gives every text another first position.
+    pub(crate) fn shift(&mut self, first_position: usize) {
+        self.first_position = first_position;
+    }
+
     pub(crate) fn tokens(&self) -> usize {
         self.starts.last().copied().unwrap_or(0)
     }

@@ -32,7 +32,9 @@ mod swiglu;
 #[cfg(test)]
 mod testing;
 
-pub use backend::{AdamWStep, Attention, Backend, DeviceMemory, LoraGroup, LoraPart, StateSegment};
+pub use backend::{
+    AdamWStep, Attention, Backend, DeviceMemory, LoraGroup, LoraPart, StateSegment, StepLinear, StepScratch,
+};
 pub(crate) use backend::{check_rows, same};
 pub use cpu::Cpu;
 pub use cuda::Cuda;

@@ -23,6 +23,7 @@ impl Backend for Reference {
     type Bytes = Vec<u8>;
     type Index = Vec<u32>;
     type Segments = Texts;
+    type Recording = ();
     type Weight = Matrix<f64>;
     type Host = Matrix<f64>;
 
@@ -141,6 +142,22 @@ impl Backend for Reference {
 
     fn index(&self, values: &[u32]) -> Result<Vec<u32>> {
         Ok(values.to_vec())
+    }
+
+    fn rewrite(&self, index: &mut Vec<u32>, values: &[u32]) -> Result<()> {
+        same("index", "the number of values", values.len(), index.len())?;
+        index.copy_from_slice(values);
+        Ok(())
+    }
+
+    fn shift(&self, segments: &mut Texts, first_position: usize) -> Result<()> {
+        segments.shift(first_position);
+        Ok(())
+    }
+
+    fn reserve(&self, _cache: &mut Matrix<f64>, rows: usize, _cols: usize) -> Result<usize> {
+        // `append` makes the room
+        Ok(rows)
     }
 
     fn segments(&self, cu_seqlens: &[u32], first_position: usize) -> Result<Texts> {
@@ -298,6 +315,17 @@ impl Backend for Reference {
         attention::prepare_backward(do_, qkv, o, lse, segments, attention, dqkv)?;
         attention::reference::backward(do_, qkv, o, lse, segments, attention, dqkv);
         Ok(())
+    }
+
+    fn append(
+        &self,
+        qkv: &Matrix<f64>,
+        keys: &mut Matrix<f64>,
+        values: &mut Matrix<f64>,
+        cached: usize,
+        attention: &Attention,
+    ) -> Result<()> {
+        attention::append("append", qkv, keys, values, cached, attention)
     }
 
     fn attention_cached(

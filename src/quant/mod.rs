@@ -79,7 +79,49 @@ pub enum GgmlKind {
     Q4_1,
 }
 
+/// A matrix of `rows` x `cols` as a file holds it: little-endian numbers, row-major.
+#[derive(Clone, Copy, Debug)]
+pub struct FloatBytes<'a> {
+    pub rows: usize,
+    pub cols: usize,
+    pub dtype: FloatType,
+    /// rows * cols numbers.
+    pub bytes: &'a [u8],
+}
+
+impl FloatBytes<'_> {
+    /// The same in memory of its own.
+    pub fn stored(&self) -> StoredMatrix {
+        let values = match self.dtype {
+            FloatType::F32 => StoredValues::F32(f32s(self.bytes)),
+            FloatType::F16 => StoredValues::F16(f16s(self.bytes)),
+            FloatType::Bf16 => StoredValues::Bf16(bf16s(self.bytes)),
+        };
+        StoredMatrix { rows: self.rows, cols: self.cols, values }
+    }
+}
+
+pub(crate) fn f32s(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+}
+
+pub(crate) fn f16s(bytes: &[u8]) -> Vec<f16> {
+    bytes.as_chunks::<2>().0.iter().map(|&bytes| f16::from_le_bytes(bytes)).collect()
+}
+
+pub(crate) fn bf16s(bytes: &[u8]) -> Vec<bf16> {
+    bytes.as_chunks::<2>().0.iter().map(|&bytes| bf16::from_le_bytes(bytes)).collect()
+}
+
 impl FloatType {
+    /// Bytes of one number.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
     /// The name checkpoints use: `float32`, `float16`, `bfloat16`.
     pub const fn name(self) -> &'static str {
         match self {

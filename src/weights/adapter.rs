@@ -7,11 +7,11 @@ use ::safetensors::tensor::{Dtype as WrittenDtype, TensorView};
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
-use super::checkpoint::{bf16s, f16s, f32s};
 use super::config::brief;
 use super::safetensors::{self, Dtype};
 use super::{Error, Result};
 use crate::io;
+use crate::quant::{bf16s, f16s, f32s};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::checkpoint::{Checkpoint, Entry, f32s};
+use super::checkpoint::{Checkpoint, Entry};
 use super::safetensors::Dtype;
 use super::{Error, Result};
 use crate::quant::nf4::{BLOCK, SCALE_BLOCK, TABLE};
-use crate::quant::{FloatType, Nf4Scales, Nf4Values, StoredValues};
+use crate::quant::{FloatType, Nf4Scales, Nf4Values, StoredValues, f32s};
 
 const STATE: &str = ".quant_state.bitsandbytes__nf4";
 const STATE_FP4: &str = ".quant_state.bitsandbytes__fp4";

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use serde_json::Value;
 
-use super::gguf::{self, Gguf};
+use super::gguf::{self, Gguf, Stored, ggml_kind};
 use super::safetensors::{self, Dtype};
 use super::{Error, ModelConfig, Result, TokenizerSource, bnb};
 use crate::io;
-use crate::quant::{GgmlKind, GgmlValues, StoredMatrix, StoredValues};
+use crate::quant::{FloatBytes, FloatType, GgmlValues, StoredMatrix, StoredValues, bf16s, f16s, f32s};
 
 const READ: &str = "F32, F16, BF16 and bitsandbytes' nf4";
 /// `config.json` and the shard index are no larger than this.
@@ -199,7 +199,7 @@ impl Checkpoint {
         let values = match &self.tensors {
             Tensors::Safetensors(tensors) => match bnb::quant_state(self, tensors, name)? {
                 Some(state) => bnb::values(self, tensors, name, &state)?,
-                None => self.floats(tensors, name)?,
+                None => self.plain(tensors, name)?,
             },
             Tensors::Gguf(gguf) => self.gguf_values(gguf, name, rows)?,
         };
@@ -210,10 +210,33 @@ impl Checkpoint {
         })
     }
 
+    /// The numbers of a weight matrix where the file holds plain ones; else, and where something is wrong, nothing:
+    /// `matrix` then tells.
+    pub fn floats(&self, name: &str) -> Option<FloatBytes<'_>> {
+        let name = match name {
+            "lm_head.weight" if self.config.tie_word_embeddings => "model.embed_tokens.weight",
+            name => name,
+        };
+        let Tensors::Safetensors(tensors) = &self.tensors else { return None };
+        let (&[rows, cols], entry) = (self.config.shape(name)?.as_slice(), tensors.get(name)?) else { return None };
+        if !matches!(bnb::quant_state(self, tensors, name), Ok(None)) {
+            return None;
+        }
+        let dtype = match entry.dtype {
+            Dtype::F32 => FloatType::F32,
+            Dtype::F16 => FloatType::F16,
+            Dtype::Bf16 => FloatType::Bf16,
+            Dtype::U8 | Dtype::Other(_) => return None,
+        };
+        let bytes = self.bytes(entry);
+        let is_whole = rows.checked_mul(cols).and_then(|count| count.checked_mul(dtype.bytes())) == Some(bytes.len());
+        is_whole.then_some(FloatBytes { rows, cols, dtype, bytes })
+    }
+
     /// A norm's weights by their Hugging Face name.
     pub fn vector(&self, name: &str) -> Result<Vec<f32>> {
         let values = match &self.tensors {
-            Tensors::Safetensors(tensors) => self.floats(tensors, name)?,
+            Tensors::Safetensors(tensors) => self.plain(tensors, name)?,
             Tensors::Gguf(gguf) => self.gguf_values(gguf, name, 1)?,
         };
         Ok(match values {
@@ -317,7 +340,7 @@ impl Checkpoint {
         file.get(entry.range.clone()).unwrap_or_default()
     }
 
-    fn floats(&self, tensors: &HashMap<String, Entry>, name: &str) -> Result<StoredValues> {
+    fn plain(&self, tensors: &HashMap<String, Entry>, name: &str) -> Result<StoredValues> {
         let entry = tensors.get(name).ok_or_else(|| self.missing(name))?;
         let bytes = self.bytes(entry);
         Ok(match entry.dtype {
@@ -462,35 +485,4 @@ fn values_name(values: &StoredValues) -> &'static str {
         StoredValues::Nf4(_) => "nf4",
         StoredValues::Ggml(values) => values.kind.name(),
     }
-}
-
-enum Stored {
-    F32,
-    F16,
-    Bf16,
-    Blocks(GgmlKind),
-}
-
-fn ggml_kind(number: u32) -> Option<Stored> {
-    Some(match number {
-        0 => Stored::F32,
-        1 => Stored::F16,
-        30 => Stored::Bf16,
-        2 => Stored::Blocks(GgmlKind::Q4_0),
-        3 => Stored::Blocks(GgmlKind::Q4_1),
-        8 => Stored::Blocks(GgmlKind::Q8_0),
-        _ => return None,
-    })
-}
-
-pub(super) fn f32s(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
-}
-
-pub(super) fn f16s(bytes: &[u8]) -> Vec<f16> {
-    bytes.as_chunks::<2>().0.iter().map(|&bytes| f16::from_le_bytes(bytes)).collect()
-}
-
-pub(super) fn bf16s(bytes: &[u8]) -> Vec<bf16> {
-    bytes.as_chunks::<2>().0.iter().map(|&bytes| bf16::from_le_bytes(bytes)).collect()
 }

@@ -63,7 +63,7 @@ const LONGEST_FILE: usize = 500;
 const NOT_OPERATIONS: &[&str] = &["cpu", "cuda", "reference", "testing"];
 
 /// Operations without a kernel of their own: their products are cuBLASLt's.
-const NO_KERNEL: &[&str] = &["lora"];
+const NO_KERNEL: &[&str] = &[];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

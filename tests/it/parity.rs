@@ -2,6 +2,7 @@
 //! `fixtures/make/parity.py`), and with two oracles of our own: finite differences and candle's Mistral.
 
 mod counting;
+mod decode;
 mod fixture;
 mod forward;
 mod gpu;

@@ -176,20 +176,32 @@ fn delta_rows(device: &Device, do_: &Act, o: &Act, attention: &Attention, delta:
     unsafe { device.launch("attention_delta", o.dtype, Grid::new(pairs.div_ceil(8), 8 * WARP), &args) }
 }
 
-/// `keys` and `values` have their new sizes; the new rows are appended here.
-pub(crate) fn cached(
+/// Writes the new rows behind the `cached` ones; `keys` and `values` have their new sizes.
+pub(crate) fn append(
     device: &Device,
     qkv: &Act,
     (keys, values): (&mut Act, &mut Act),
     cached: usize,
     attention: &Attention,
-    o: &mut Act,
 ) -> Result<()> {
+    device.needs_host();
     let (q_width, kv_width) = (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
     let sizes = [qkv.rows, cached, q_width, kv_width].map(Arg::from);
     let args = [&[qkv.arg()], sizes.as_slice(), &[keys.arg(), values.arg()]].concat();
     // SAFETY: the caches are (cached + qkv.rows, kv_heads * head_dim): `prepare_cached` in mod.rs.
-    unsafe { device.launch("attention_append", qkv.dtype, device.over(qkv.rows * kv_width), &args)? };
+    unsafe { device.launch("attention_append", qkv.dtype, device.over(qkv.rows * kv_width), &args) }
+}
+
+/// The new rows over the caches, to which they have been appended.
+pub(crate) fn cached(
+    device: &Device,
+    qkv: &Act,
+    (keys, values): (&Act, &Act),
+    cached: usize,
+    attention: &Attention,
+    o: &mut Act,
+) -> Result<()> {
+    device.needs_host();
     let first = [qkv.arg(), keys.arg(), values.arg(), cached.into()];
     let args = [first.as_slice(), &geometry(attention), &[o.arg()]].concat();
     let threads = if qkv.rows == 1 { CACHED_THREADS } else { WARP };

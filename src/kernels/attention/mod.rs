@@ -13,6 +13,7 @@ pub(super) mod cuda;
 pub(super) mod cudnn;
 mod graphs;
 pub(super) mod reference;
+pub(super) mod step;
 #[cfg(test)]
 mod tests;
 mod tiles;
@@ -103,7 +104,19 @@ pub(super) fn prepare_cached<F: Copy + Default>(
     attention: &Attention,
     o: &mut Matrix<F>,
 ) -> Result<()> {
-    let op = "attention_cached";
+    append("attention_cached", qkv, keys, values, cached, attention)?;
+    o.resize(qkv.rows, attention.heads * attention.head_dim)
+}
+
+/// Checks the caches and writes the new rows' keys and values behind the `cached` ones.
+pub(super) fn append<F: Copy + Default>(
+    op: &'static str,
+    qkv: &Matrix<F>,
+    keys: &mut Matrix<F>,
+    values: &mut Matrix<F>,
+    cached: usize,
+    attention: &Attention,
+) -> Result<()> {
     check_qkv(op, qkv, attention)?;
     let width = attention.kv_heads * attention.head_dim;
     let first_columns = [attention.k_column(0), attention.v_column(0)];
@@ -119,5 +132,5 @@ pub(super) fn prepare_cached<F: Copy + Default>(
             cache.row_mut(cached + row).copy_from_slice(&qkv.row(row)[first_column..first_column + width]);
         }
     }
-    o.resize(qkv.rows, attention.heads * attention.head_dim)
+    Ok(())
 }

@@ -327,3 +327,70 @@ fn cudnn_on_the_gpu_computes_long_texts_as_own_kernels_do_in_f32() {
         }
     }
 }
+
+/// A text read in pieces, as decoding reads it: rotation, caches and attention in one operation.
+struct Steps {
+    pieces: Vec<usize>,
+    attention: Attention,
+}
+
+impl Case for Steps {
+    fn run<B: Backend>(&self, backend: &B) -> Vec<Vec<f32>> {
+        let (width, half) = (self.attention.width(), self.attention.head_dim / 2);
+        let rows: usize = self.pieces.iter().sum();
+        let values = Random::new(15).values(rows * width);
+        let mut frequencies = backend.full(half).unwrap();
+        let angles: Vec<f32> = (0..half).map(|j| 0.01_f32.powf(j as f32 / half as f32)).collect();
+        backend.write_full(&mut frequencies, 0, &angles).unwrap();
+        let (mut keys, mut cached_values, mut all) = (backend.act(), backend.act(), Vec::new());
+        let mut cached = 0;
+        for &new in &self.pieces {
+            let mut part = act(backend, new, width, &values[cached * width..(cached + new) * width]);
+            let segments = backend.segments(&[0, new as u32], cached).unwrap();
+            let (mut o, caches) = (backend.act(), (&mut keys, &mut cached_values));
+            let attention = &self.attention;
+            backend.attention_step(&mut part, caches, cached, &segments, attention, &frequencies, &mut o).unwrap();
+            cached += new;
+            all.extend(backend.read_act(&o).unwrap());
+        }
+        vec![all, backend.read_act(&keys).unwrap(), backend.read_act(&cached_values).unwrap()]
+    }
+}
+
+fn steps_of_a_text() -> Vec<Steps> {
+    // pieces that end at, before and after the border of a block of 64 keys; a growing cache; more rows than a step takes
+    let long = [vec![8; 7], vec![7, 1, 1, 5, 100], vec![1; 3], vec![8; 20], vec![3]].concat();
+    let pieces = [vec![1], vec![5, 1, 1], long];
+    let geometries = [(1, 1, 64), (8, 2, 128), (6, 1, 64), (3, 3, 128), (2, 1, 24)];
+    let mut all = Vec::new();
+    for pieces in &pieces {
+        for (heads, kv_heads, head_dim) in geometries {
+            for window in [None, Some(1), Some(70)] {
+                all.push(Steps { pieces: pieces.clone(), attention: geometry(heads, kv_heads, head_dim, window) });
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn steps_of_a_text_on_the_cpu_are_as_the_reference() {
+    for case in steps_of_a_text().into_iter().filter(|case| case.pieces.len() < 9) {
+        check(&case, 5e-6);
+    }
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn steps_of_a_text_on_the_gpu_are_as_the_reference() {
+    for case in steps_of_a_text() {
+        check_gpu(&case, 5e-6, 1e-2);
+    }
+    let case = |window| Steps { pieces: vec![8; 12], attention: geometry(4, 2, 64, Some(window)) };
+    let right = case(70).run(&Reference::new());
+    for gpu in gpus() {
+        assert!(difference(&case(71).run(gpu)[0], &right[0]) > 1e-2);
+        let (first, second) = (case(70).run(gpu), case(70).run(gpu));
+        assert_same_bits(&first[0], &second[0]);
+    }
+}

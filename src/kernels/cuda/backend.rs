@@ -1,31 +1,21 @@
 //! `Cuda` as a `Backend`: checks on shapes, sizes for the outputs, then the operation's kernels.
 
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 
-use super::Cuda;
 use super::buffers::{Act, Bytes, Full, Index, Segments, Shape};
-use super::device::Buffer;
 use super::host::Host;
 use super::weight::Weight;
+use super::{Cuda, Recording};
 use crate::kernels::matrix::Texts;
 use crate::kernels::{
-    AdamWStep, Attention, Backend, DeviceMemory, Error, LoraGroup, Result, StateSegment, adamw, adamw_8bit, attention,
-    check_rows, cross_entropy, embed, gather, linear, lora, rms_norm, rope, same, scale, sum_squares, swiglu,
+    AdamWStep, Attention, Backend, DeviceMemory, Error, LoraGroup, Result, StateSegment, StepLinear, StepScratch,
+    adamw, adamw_8bit, attention, check_rows, cross_entropy, embed, gather, linear, lora, rms_norm, rope, same, scale,
+    sum_squares, swiglu,
 };
-use crate::quant::StoredMatrix;
+use crate::quant::{FloatBytes, StoredMatrix};
 
 impl Cuda {
-    fn weight_in(&self, parts: Vec<StoredMatrix>, is_pinned: bool) -> Result<Weight> {
-        let weight = Weight::new(&self.device, self.dtype, parts, is_pinned)?;
-        if !is_pinned {
-            let bytes = weight.scratch_bytes(self.dtype, self.scratch.is_split);
-            self.scratch.widest.fetch_max(bytes, Ordering::Relaxed);
-        }
-        Ok(weight)
-    }
-
-    fn fit(&self, act: &mut Act, shape: &Shape) -> Result<()> {
+    pub(super) fn fit(&self, act: &mut Act, shape: &Shape) -> Result<()> {
         act.fit(&self.device, shape.rows, shape.cols)
     }
 }
@@ -45,6 +35,7 @@ impl Backend for Cuda {
     type Segments = Segments;
     type Weight = Weight;
     type Host = Host;
+    type Recording = Recording;
 
     fn name(&self) -> &'static str {
         "cuda"
@@ -73,14 +64,7 @@ impl Backend for Cuda {
     }
 
     fn settle_memory(&self) -> Result<()> {
-        let mut scratch = self.scratch.buffer.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = self.scratch.widest.load(Ordering::Relaxed);
-        if scratch.len() < bytes {
-            *scratch = Buffer::default();
-            *scratch = self.device.alloc("weight", bytes)?;
-        }
-        self.device.trim()?;
-        self.device.reset_peak()
+        self.settle()
     }
 
     fn settle_full(&self, full: &Full) -> Result<()> {
@@ -105,6 +89,16 @@ impl Backend for Cuda {
 
     fn arrive(&self, host: &Host) -> Result<()> {
         host.arrive(&self.device)
+    }
+
+    fn repeat<E: From<Error>>(
+        &self,
+        recording: &mut Recording,
+        shape: [usize; 2],
+        params: Option<&Full>,
+        work: impl FnOnce() -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        self.repeat_recorded(recording, shape, params, work)
     }
 
     fn act(&self) -> Act {
@@ -210,6 +204,18 @@ impl Backend for Cuda {
         Ok(Index { host: values.to_vec(), buffer: self.device.upload("index", values)? })
     }
 
+    fn rewrite(&self, index: &mut Index, values: &[u32]) -> Result<()> {
+        index.rewrite(&self.device, values)
+    }
+
+    fn shift(&self, segments: &mut Segments, first_position: usize) -> Result<()> {
+        segments.shift(&self.device, first_position)
+    }
+
+    fn reserve(&self, cache: &mut Act, rows: usize, cols: usize) -> Result<usize> {
+        cache.reserve(&self.device, rows, cols)
+    }
+
     fn segments(&self, cu_seqlens: &[u32], first_position: usize) -> Result<Segments> {
         Segments::new(&self.device, Texts::new(cu_seqlens, first_position)?)
     }
@@ -220,6 +226,10 @@ impl Backend for Cuda {
 
     fn weight_on_host(&self, parts: Vec<StoredMatrix>) -> Result<Weight> {
         self.weight_in(parts, true)
+    }
+
+    fn weights_from(&self, matrices: Vec<Vec<FloatBytes<'_>>>, in_nf4: bool) -> Result<Vec<Weight>> {
+        self.load(&matrices, in_nf4)
     }
 
     fn weight_bytes(&self, weight: &Weight) -> usize {
@@ -243,6 +253,10 @@ impl Backend for Cuda {
         linear::cuda::forward(self.products(), x, w, adapters, residual, y)
     }
 
+    fn step_linear(&self, step: &StepLinear<'_, Self>, scratch: &mut StepScratch<'_, Self>, y: &mut Act) -> Result<()> {
+        self.step_whole(step, scratch, y)
+    }
+
     fn linear_backward(
         &self,
         dy: &Act,
@@ -263,6 +277,19 @@ impl Backend for Cuda {
         lora::prepare_down(&x.shape(), group, &params.shape(), &mut out)?;
         self.fit(s, &out)?;
         lora::cuda::down(self.products(), x, group, params, s)
+    }
+
+    fn norm_down(
+        &self,
+        x: &Act,
+        weight: &Full,
+        eps: f64,
+        lora: Option<(&LoraGroup, &Full)>,
+        y: &mut Act,
+        rstd: &mut Full,
+        s: &mut Act,
+    ) -> Result<()> {
+        self.step_norm_down(x, (weight, eps), lora, y, rstd, s)
     }
 
     fn lora_up_backward(&self, dy: &Act, group: &LoraGroup, params: &Full, ds: &mut Act) -> Result<()> {
@@ -355,6 +382,10 @@ impl Backend for Cuda {
         attention::cuda::backward(&self.device, fused, do_, qkv, o, lse, segments, attention, dqkv)
     }
 
+    fn append(&self, qkv: &Act, keys: &mut Act, values: &mut Act, cached: usize, attention: &Attention) -> Result<()> {
+        self.append_rows(qkv, keys, values, cached, attention)
+    }
+
     fn attention_cached(
         &self,
         qkv: &Act,
@@ -364,13 +395,20 @@ impl Backend for Cuda {
         attention: &Attention,
         o: &mut Act,
     ) -> Result<()> {
-        let (mut new_keys, mut new_values, mut out) = (keys.shape(), values.shape(), Shape::new());
-        attention::prepare_cached(&qkv.shape(), &mut new_keys, &mut new_values, cached, attention, &mut out)?;
-        attention::cuda::check(attention)?;
-        keys.grow(&self.device, new_keys.rows, new_keys.cols)?;
-        values.grow(&self.device, new_values.rows, new_values.cols)?;
-        self.fit(o, &out)?;
-        attention::cuda::cached(&self.device, qkv, (keys, values), cached, attention, o)
+        self.attend_cached(qkv, (keys, values), cached, attention, o)
+    }
+
+    fn attention_step(
+        &self,
+        qkv: &mut Act,
+        (keys, values): (&mut Act, &mut Act),
+        cached: usize,
+        segments: &Segments,
+        attention: &Attention,
+        inverse_frequencies: &Full,
+        o: &mut Act,
+    ) -> Result<()> {
+        self.step_attention(qkv, (keys, values), cached, segments, attention, inverse_frequencies, o)
     }
 
     fn swiglu(&self, gate_up: &Act, h: &mut Act) -> Result<()> {
@@ -455,19 +493,5 @@ impl Backend for Cuda {
         let table = adamw::cuda::Table::current(&self.device, &mut table, segments)?;
         let state = adamw_8bit::cuda::State { codes, absmax, full, maps: &self.maps };
         adamw_8bit::cuda::update(&self.device, params, gradients, state, table, step)
-    }
-}
-
-/// What a product needs: the device, cuBLASLt, and the scratch for dequantised weights.
-#[derive(Clone, Copy)]
-pub(crate) struct Products<'a> {
-    pub device: &'a super::Device,
-    pub blas: &'a super::Blas,
-    pub scratch: &'a super::Scratch,
-}
-
-impl Cuda {
-    fn products(&self) -> Products<'_> {
-        Products { device: &self.device, blas: &self.blas, scratch: &self.scratch }
     }
 }

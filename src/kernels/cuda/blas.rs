@@ -256,6 +256,8 @@ impl Blas {
             };
         }
         device.bind()?;
+        // its operands may be scratch that another pass makes larger
+        device.needs_host();
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let key = key(product);
         if plans.len() >= MOST_PLANS && !plans.contains_key(&key) {

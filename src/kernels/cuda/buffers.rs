@@ -6,10 +6,13 @@ use std::sync::{Mutex, PoisonError};
 use super::device::{Arg, Buffer, Device, Pointer};
 use super::dtype::Dtype;
 use crate::kernels::matrix::{Matrix, Texts};
-use crate::kernels::{Error, Result};
+use crate::kernels::{Error, Result, same};
 
 /// The shape of a buffer without values: what the operations' checks read and what they size.
 pub(super) type Shape = Matrix<()>;
+
+/// Rows that a cache's room is counted in: 256 of Mistral-7B's take 33 MB over all layers.
+const RESERVED_ROWS: usize = 256;
 
 /// A row-major matrix in the compute dtype; the buffer holds at least `rows * cols` values.
 #[derive(Debug)]
@@ -67,6 +70,21 @@ impl Act {
         }
         (self.rows, self.cols) = (rows, cols);
         Ok(())
+    }
+
+    /// As `grow`, with room for whole hundreds of rows; returns the rows there is room for.
+    pub(super) fn reserve(&mut self, device: &Device, rows: usize, cols: usize) -> Result<usize> {
+        let row = cols.saturating_mul(self.dtype.bytes()).max(1);
+        if rows.saturating_mul(row) > self.buffer.len() {
+            self.grow(device, rows.next_multiple_of(RESERVED_ROWS), cols)?;
+        }
+        (self.rows, self.cols) = (rows, cols);
+        Ok(self.capacity())
+    }
+
+    /// Rows of its width that the buffer has room for.
+    pub(crate) fn capacity(&self) -> usize {
+        self.buffer.len() / self.cols.saturating_mul(self.dtype.bytes()).max(1)
     }
 
     /// Takes `rows` and keeps the values of the rows there are; grows by doubling.
@@ -183,6 +201,13 @@ pub struct Index {
 }
 
 impl Index {
+    /// Other values in the same memory.
+    pub(super) fn rewrite(&mut self, device: &Device, values: &[u32]) -> Result<()> {
+        same("index", "the number of values", values.len(), self.host.len())?;
+        self.host.copy_from_slice(values);
+        device.write("index", &mut self.buffer, 0, values)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.host.len()
     }
@@ -207,6 +232,7 @@ pub struct Segments {
 
 /// Row starts, row ends, positions, and the three lists of tiles.
 const LISTS: usize = 6;
+const POSITIONS: usize = 2;
 
 /// Tiles of an attention kernel: their list on the device and their number.
 #[derive(Clone, Copy, Debug)]
@@ -272,6 +298,16 @@ impl Segments {
         Ok(pointer)
     }
 
+    /// The same rows at other positions of their texts, in the same memory.
+    pub(super) fn shift(&mut self, device: &Device, first_position: usize) -> Result<()> {
+        self.texts.shift(first_position);
+        let op = "segments";
+        let (end, len) = (self.texts.position_end(), i32::MAX as usize);
+        let number = |row: usize| i32::try_from(row).map_err(|_| Error::Index { op, index: end, len });
+        let positions = self.texts.positions().map(number).collect::<Result<Vec<_>>>()?;
+        device.write(op, &mut self.numbers, self.starts[POSITIONS] * size_of::<i32>(), &positions)
+    }
+
     fn list(&self, index: usize) -> Arg {
         self.numbers.pointer().plus(self.starts[index] * size_of::<i32>()).into()
     }
@@ -293,7 +329,7 @@ impl Segments {
     }
 
     pub(crate) fn positions(&self) -> Arg {
-        self.list(2)
+        self.list(POSITIONS)
     }
 
     /// `QUERIES_FORWARD` queries each.

@@ -101,3 +101,16 @@ __device__ __forceinline__ float block_max(float value) {
     __syncthreads();
     return highest;
 }
+
+// A kernel that is started with `launch_struct` may begin before the one before it has ended: `wait_for_previous` before
+// anything that one writes is touched, or anything it reads is written; `allow_next` lets the next one begin.
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void allow_next() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}

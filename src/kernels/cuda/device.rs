@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, result, sys};
@@ -15,6 +16,7 @@ use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr, 
 use super::compiled;
 use super::dtype::Dtype;
 use super::host::{Copies, Host, Pinned};
+use super::overlap;
 use super::pool;
 use super::timing::Timings;
 use crate::kernels::{Error, Result};
@@ -28,7 +30,7 @@ const PLAIN_SHARED: u32 = 48 * 1024;
 
 /// One argument of a kernel: the bytes of a pointer, an `i64` or an `f32`, in the low end of eight.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Arg(u64);
+pub(crate) struct Arg(pub(super) u64);
 
 impl From<usize> for Arg {
     fn from(value: usize) -> Self {
@@ -63,9 +65,9 @@ impl From<Pointer> for Arg {
 /// How many blocks of how many threads, and their dynamic shared memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grid {
-    blocks: usize,
-    threads: u32,
-    shared: u32,
+    pub(super) blocks: usize,
+    pub(super) threads: u32,
+    pub(super) shared: u32,
 }
 
 impl Grid {
@@ -135,10 +137,14 @@ pub struct Device {
     copies: Copies,
     module: Module,
     functions: Mutex<HashMap<(&'static str, Dtype), Function>>,
-    timings: Mutex<Option<Timings>>,
+    pub(super) timings: Mutex<Option<Timings>>,
+    /// Whether what was asked for since `watch` can be asked for again without the host.
+    pub(super) is_replayable: AtomicBool,
     multiprocessors: usize,
     most_shared: usize,
     capability: (i32, i32),
+    /// Whether kernels that can begin while the one before them ends do so.
+    pub(super) overlaps: bool,
 }
 
 impl fmt::Debug for Device {
@@ -197,15 +203,21 @@ impl Device {
             module: Module(module),
             functions: Mutex::default(),
             timings: Mutex::default(),
+            is_replayable: AtomicBool::new(false),
             multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
             most_shared: usize::try_from(most_shared).unwrap_or(0),
             capability,
+            overlaps: overlap::is_possible(capability),
         })
     }
 
     /// Major and minor version of what the chip can do: (9, 0) is a H100.
     pub fn capability(&self) -> (i32, i32) {
         self.capability
+    }
+
+    pub(crate) fn multiprocessors(&self) -> usize {
+        self.multiprocessors
     }
 
     /// Shared memory a block may have.
@@ -252,6 +264,7 @@ impl Device {
         if bytes == 0 {
             return Ok(Buffer::default());
         }
+        self.needs_host();
         // SAFETY: bytes have no invalid value; every operation writes its output before anything reads it.
         let slice = unsafe { self.stream.alloc::<u8>(bytes) };
         match slice {
@@ -289,6 +302,7 @@ impl Device {
     ) -> Result<()> {
         let bytes = size_of_val(values);
         inside(op, offset, bytes, to.len())?;
+        self.needs_host();
         if bytes == 0 {
             return Ok(());
         }
@@ -307,6 +321,7 @@ impl Device {
     ) -> Result<()> {
         let bytes = size_of_val(values);
         inside(op, offset, bytes, from.len())?;
+        self.needs_host();
         if bytes == 0 {
             return Ok(());
         }
@@ -397,33 +412,13 @@ impl Device {
     /// `args` are the kernel's parameters in order and of its types, and every buffer is as long as it will read or
     /// write.
     pub(crate) unsafe fn launch(&self, name: &'static str, dtype: Dtype, grid: Grid, args: &[Arg]) -> Result<()> {
-        if grid.blocks == 0 {
-            return Ok(());
-        }
-        let Some(blocks) = u32::try_from(grid.blocks).ok().filter(|&blocks| i32::try_from(blocks).is_ok()) else {
-            return Err(Error::Size {
-                op: name,
-                what: "the number of blocks",
-                got: grid.blocks,
-                wanted: i32::MAX as usize,
-            });
-        };
-        self.bind()?;
-        let function = self.function(name, dtype, grid.shared)?;
         let mut values = args.to_vec();
         let mut pointers: Vec<_> = values.iter_mut().map(|arg| (&raw mut arg.0).cast()).collect();
-        let (threads, shared) = (grid.threads, grid.shared);
-        self.timed(name, || {
-            // SAFETY: the caller vouches for the arguments; the function was found in the loaded module by its name.
-            unsafe {
-                let (grid, block) = ((blocks, 1, 1), (threads, 1, 1));
-                result::launch_kernel(function, grid, block, shared, self.raw_stream(), &mut pointers)
-            }
-            .map_err(driver(name))
-        })
+        // SAFETY: the caller's.
+        unsafe { self.start(name, dtype, grid, &mut pointers, false) }
     }
 
-    fn function(&self, name: &'static str, dtype: Dtype, shared: u32) -> Result<sys::CUfunction> {
+    pub(super) fn function(&self, name: &'static str, dtype: Dtype, shared: u32) -> Result<sys::CUfunction> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(function) = functions.get(&(name, dtype)).filter(|function| function.shared >= shared) {
             return Ok(function.raw);

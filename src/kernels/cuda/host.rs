@@ -57,6 +57,14 @@ impl Pinned {
     /// The bytes, which nothing on the GPU may be using.
     pub(super) fn fill(&mut self, bytes: &[u8]) -> Result<()> {
         same("pinned memory", "the number of bytes", bytes.len(), self.len)?;
+        self.put(bytes)
+    }
+
+    /// The first bytes, which nothing on the GPU may be using.
+    pub(super) fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        if bytes.len() > self.len {
+            return Err(Error::Index { op: "pinned memory", index: bytes.len(), len: self.len });
+        }
         // SAFETY: `address` is the start of `len` bytes that are borrowed alone, and `bytes` lies elsewhere.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.address, bytes.len()) };
         Ok(())
@@ -89,7 +97,7 @@ pub(super) struct Copies {
 }
 
 #[derive(Debug)]
-struct Event(sys::CUevent, Arc<CudaContext>);
+pub(super) struct Event(sys::CUevent, Arc<CudaContext>);
 
 // SAFETY: an event handle is a name inside the driver, which takes calls from any thread.
 unsafe impl Send for Event {}
@@ -97,15 +105,21 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
-    fn new(context: &Arc<CudaContext>) -> Result<Self> {
+    pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self> {
         context.bind_to_thread().map_err(driver("event"))?;
         let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(driver("event"))?;
         Ok(Self(event, Arc::clone(context)))
     }
 
-    fn record(&self, stream: sys::CUstream) -> Result<()> {
+    pub(super) fn record(&self, stream: sys::CUstream) -> Result<()> {
         // SAFETY: the event lives as long as `self`, the stream as long as its `Device`.
         unsafe { result::event::record(self.0, stream) }.map_err(driver("event"))
+    }
+
+    /// Waits until it has happened; an event that was never recorded has.
+    pub(super) fn wait(&self) -> Result<()> {
+        // SAFETY: as in `record`.
+        unsafe { result::event::synchronize(self.0) }.map_err(driver("event"))
     }
 
     /// What `stream` is asked for from now on comes after this event.

@@ -14,7 +14,12 @@ mod dtype;
 mod findings;
 mod host;
 mod library;
+mod loading;
+mod overlap;
 mod pool;
+mod products;
+mod recording;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod timing;
@@ -22,7 +27,6 @@ mod weight;
 
 use std::sync::{Arc, Mutex};
 
-pub(crate) use backend::Products;
 pub(crate) use blas::{Blas, Operand, Product};
 pub(crate) use buffers::Tiles;
 pub use buffers::{Act, Bytes, Full, Index, Segments};
@@ -30,6 +34,8 @@ pub use device::Device;
 pub(crate) use device::{Arg, Buffer, Grid, Pointer};
 pub use dtype::Dtype;
 pub use host::Host;
+pub(crate) use products::Products;
+pub use recording::Recording;
 pub use weight::Weight;
 pub(crate) use weight::{Part, Scratch, Storage};
 
@@ -75,6 +81,11 @@ pub struct Cuda {
     not_fused: Option<String>,
     scratch: Scratch,
     rotations: Mutex<Option<rope::cuda::Table>>,
+    /// What the blocks of a cached attention leave for each other.
+    partial: Mutex<Buffer>,
+    lanes: loading::Lanes,
+    /// The counters of a kernel whose blocks wait for each other; all 0 between kernels.
+    arrived: Buffer,
     segments: Mutex<Option<adamw::cuda::Table>>,
     maps: Buffer,
     device: Arc<Device>,
@@ -120,6 +131,9 @@ impl Cuda {
             not_fused: None,
             scratch: Scratch::default(),
             rotations: Mutex::default(),
+            partial: Mutex::default(),
+            lanes: Mutex::default(),
+            arrived: device.upload("maps", &[0_u32; 2])?,
             segments: Mutex::default(),
             maps: device.upload("maps", &maps)?,
             device,

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod loading;
+
 use super::*;
 use crate::kernels::Backend;
 use crate::kernels::testing::{Random, assert_close, full, gpus, read_full};

@@ -27,7 +27,7 @@ pub(crate) struct Part {
 #[derive(Debug)]
 pub(crate) enum Storage {
     Dense { dtype: Dtype, values: Buffer },
-    Nf4(Nf4),
+    Nf4(Box<Nf4>),
 }
 
 /// bitsandbytes' NF4: codes, and scales that are plain f32 or quantised themselves.
@@ -39,9 +39,15 @@ pub(crate) struct Nf4 {
     absmax: Buffer,
     map: Buffer,
     offset: f32,
+    /// Where the offset is until `read_offsets` has brought it here.
+    mean: Option<Buffer>,
     /// What dequantised values are rounded to first.
     rounding: Dtype,
 }
+
+/// Codes, scale codes, scales and offset.
+#[cfg(test)]
+pub(super) type Stored = (Vec<u8>, Vec<u8>, Vec<f32>, f32);
 
 impl Nf4 {
     fn new(device: &Device, values: &Nf4Values) -> Result<Self> {
@@ -57,7 +63,40 @@ impl Nf4 {
             FloatType::F16 => Dtype::F16,
             FloatType::Bf16 => Dtype::Bf16,
         };
-        Ok(Self { codes: upload(&values.codes)?, scale_codes, absmax, map, offset, rounding })
+        Ok(Self { codes: upload(&values.codes)?, scale_codes, absmax, map, offset, mean: None, rounding })
+    }
+
+    /// What was quantised on the device, its offset still there.
+    pub(super) fn made(
+        codes: Buffer,
+        scale_codes: Buffer,
+        absmax: Buffer,
+        map: Buffer,
+        mean: Buffer,
+        rounding: Dtype,
+    ) -> Self {
+        Self { codes, scale_codes, absmax, map, offset: 0.0, mean: Some(mean), rounding }
+    }
+
+    /// What is on the device.
+    #[cfg(test)]
+    pub(super) fn read(&self, device: &Device) -> Result<Stored> {
+        let (mut codes, mut scale_codes) = (vec![0; self.codes.len()], vec![0; self.scale_codes.len()]);
+        let mut absmax = vec![0.0_f32; self.absmax.len() / size_of::<f32>()];
+        device.read("weight", &self.codes, 0, &mut codes)?;
+        device.read("weight", &self.scale_codes, 0, &mut scale_codes)?;
+        device.read("weight", &self.absmax, 0, &mut absmax)?;
+        Ok((codes, scale_codes, absmax, self.offset))
+    }
+
+    /// What dequantised values are rounded to before they take the compute dtype.
+    pub(crate) fn rounding(&self) -> Dtype {
+        self.rounding
+    }
+
+    /// Whether the scales are quantised themselves.
+    pub(crate) fn is_nested(&self) -> bool {
+        self.scale_codes.len() > 0
     }
 
     /// The first arguments of the kernels that read NF4.
@@ -86,7 +125,7 @@ impl Weight {
                 StoredValues::Nf4(values) => {
                     check_nf4(values, elements)?;
                     dense.close(device, &mut weight.parts)?;
-                    let storage = Storage::Nf4(Nf4::new(device, values)?);
+                    let storage = Storage::Nf4(Box::new(Nf4::new(device, values)?));
                     weight.parts.push(Part { first: weight.rows, rows, storage });
                 }
                 values => {
@@ -114,6 +153,20 @@ impl Weight {
             Storage::Nf4(nf4) => nf4.codes.len() + nf4.scale_codes.len() + nf4.absmax.len() + nf4.map.len(),
         };
         self.parts.iter().map(bytes).sum()
+    }
+
+    /// Waits for what was quantised on the device and brings its offsets here.
+    pub(super) fn read_offsets(&mut self, device: &Device) -> Result<()> {
+        for part in &mut self.parts {
+            if let Storage::Nf4(nf4) = &mut part.storage
+                && let Some(mean) = nf4.mean.take()
+            {
+                let mut offset = [0.0_f32];
+                device.read("load", &mean, 0, &mut offset)?;
+                [nf4.offset] = offset;
+            }
+        }
+        Ok(())
     }
 
     /// Bytes of scratch that a product under `dtype` needs: of the whole matrix, or of its largest part.

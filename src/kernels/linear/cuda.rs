@@ -2,6 +2,7 @@
 //! and cuBLASLt multiplies and adds to what is there.
 #![expect(unsafe_code, reason = "starts kernels and products")]
 
+use super::rows;
 use crate::kernels::cuda::{Act, Device, Dtype, Full, Operand, Part, Pointer, Product, Products, Storage, Weight};
 use crate::kernels::{LoraGroup, Result};
 
@@ -33,6 +34,10 @@ pub(crate) fn forward(
     residual: Option<&Act>,
     y: &mut Act,
 ) -> Result<()> {
+    let Products { device, blas, scratch } = products;
+    if rows::forward(device, x, w, adapters, residual, y)? {
+        return Ok(());
+    }
     let mut sum =
         Sum { start: residual.map(|residual| (residual.pointer(), residual.cols)), out: (y.pointer(), y.cols) };
     // The adapters' products are so thin that they cost their output's reads and writes. When they come first they only
@@ -43,7 +48,6 @@ pub(crate) fn forward(
         forward_adapters(products, adapters, y, &mut sum)?;
         sum.begun();
     }
-    let Products { device, blas, scratch } = products;
     let dtype = x.dtype;
     w.with(device, scratch, dtype, |weight, first, rows| {
         let (pointer, stride) = sum.out;

@@ -6,8 +6,11 @@
 pub(super) mod cpu;
 pub(super) mod cuda;
 pub(super) mod reference;
+pub(super) mod rows;
 #[cfg(test)]
 mod tests;
+
+pub(super) use rows::MOST_ROWS;
 
 use super::matrix::Matrix;
 use super::{LoraGroup, Result, lora, same};
@@ -34,6 +37,18 @@ pub(super) fn prepare<F: Copy + Default>(
         same(op, "columns of residual", residual.cols, rows)?;
     }
     y.resize(x.rows, rows)
+}
+
+/// Checks the sizes of gate|up and gives `h` its size.
+pub(super) fn prepare_swiglu<F: Copy + Default>(
+    x: &Matrix<F>,
+    (rows, cols): (usize, usize),
+    adapters: Adapters<'_, F>,
+    h: &mut Matrix<F>,
+) -> Result<()> {
+    same("linear_swiglu", "rows of gate|up modulo 2", rows % 2, 0)?;
+    prepare(x, (rows, cols), adapters, None, h)?;
+    h.resize(x.rows, rows / 2)
 }
 
 /// Checks the sizes of the backward product and gives `dx` its size.

@@ -6,7 +6,7 @@ use crate::kernels::testing::{
     Case, Random, act, assert_close, assert_same_bits, check, check_gpu, check_gradient, difference, full, gpus,
     levels, stored, wide,
 };
-use crate::kernels::{Backend, Cpu, Error, LoraGroup, LoraPart, Reference, matrix::Matrix};
+use crate::kernels::{Backend, Cpu, Error, LoraGroup, LoraPart, Reference, StepLinear, StepScratch, matrix::Matrix};
 
 /// A weight of three parts with adapters on the first and the last.
 struct Pass {
@@ -243,6 +243,166 @@ fn the_gpu_dequantises_to_the_bits_of_the_cpu() {
                     one.iter_mut().step_by(all + 1).for_each(|value| *value = 1.0);
                     gpu.linear_backward(&act(gpu, all, all, &one), &weight, None, &mut x).unwrap();
                     assert_close(&gpu.read_act(&x).unwrap(), &wanted, 0.0);
+                }
+            }
+        }
+    }
+}
+
+/// A few rows with a weight that is stored as it would be: some parts in NF4, or all in f32.
+struct Few {
+    rows: usize,
+    in_features: usize,
+    parts: Vec<usize>,
+    rank: usize,
+    is_nf4: bool,
+}
+
+impl Case for Few {
+    fn run<B: Backend>(&self, backend: &B) -> Vec<Vec<f32>> {
+        use crate::quant::{FloatType, StoredMatrix, StoredValues};
+        let mut random = Random::new(8);
+        let (t, k, n) = (self.rows, self.in_features, self.parts.iter().sum());
+        let matrices = self.parts.iter().map(|&rows| {
+            let plain = stored(rows, k, &random.values(rows * k));
+            match plain.quantize_nf4().values {
+                StoredValues::Nf4(mut values) if self.is_nf4 => {
+                    values.dtype = FloatType::Bf16;
+                    StoredMatrix { rows, cols: k, values: StoredValues::Nf4(values) }
+                }
+                _ => plain,
+            }
+        });
+        let weight = backend.weight(matrices.collect()).unwrap();
+        // an adapter on every part but the second, all A first, with a gap before each B
+        let (mut parts, mut end, mut out_start) = (Vec::new(), 0, 0);
+        for (index, &out_len) in self.parts.iter().enumerate() {
+            if index != 1 {
+                let (rank, s_start) = (self.rank, self.rank * parts.len());
+                parts.push(LoraPart { rank, a: end, b: 0, s_start, out_start, out_len, scale: 0.5 + index as f64 });
+                end += rank * k;
+            }
+            out_start += out_len;
+        }
+        for part in &mut parts {
+            part.b = end + 3;
+            end = part.b + part.rank * part.out_len;
+        }
+        let group = LoraGroup { in_features: k, rank: self.rank * parts.len(), parts };
+        let params: Vec<f32> = random.values(end).iter().map(|value| 0.25 * value).collect();
+        let params = full(backend, &params);
+        let x = act(backend, t, k, &random.values(t * k));
+        let residual = act(backend, t, n, &random.values(t * n));
+        let norm = full(backend, &random.values(k));
+        let acts = || backend.act();
+        let (mut s, mut plain, mut y, mut gate_up, mut h) = (acts(), acts(), acts(), acts(), acts());
+        let (mut normed, mut s_normed, mut rstd) = (acts(), acts(), backend.full(0).unwrap());
+        backend.lora_down(&x, &group, &params, &mut s).unwrap();
+        backend.linear(&x, &weight, None, None, &mut plain).unwrap();
+        let lora = Some((&group, &params, &s));
+        backend.linear(&x, &weight, lora, Some(&residual), &mut y).unwrap();
+        let lora = Some((&group, &params));
+        backend.norm_down(&x, &norm, 1e-5, lora, &mut normed, &mut rstd, &mut s_normed).unwrap();
+        let mut made = vec![&s, &plain, &y, &normed, &s_normed];
+        if n % 2 == 0 {
+            let lora = Some((&group, &params, &s));
+            backend.linear_swiglu(&x, &weight, lora, &mut gate_up, &mut h).unwrap();
+            made.push(&h);
+        }
+        // the same in one operation, with and without the norm
+        let (mut wholes, lora) = (Vec::new(), Some((&group, &params)));
+        for norm in [None, Some((&norm, 1e-5))] {
+            for is_gate_up in [false, true].into_iter().take(1 + usize::from(n % 2 == 0)) {
+                let residual = (!is_gate_up).then_some(&residual);
+                let step = StepLinear { x: &x, norm, weight: &weight, lora, residual, is_gate_up };
+                let (mut normed, mut s, mut gate_up, mut y) = (acts(), acts(), acts(), acts());
+                let rstd = &mut backend.full(0).unwrap();
+                let mut scratch = StepScratch { normed: &mut normed, rstd, s: &mut s, gate_up: &mut gate_up };
+                backend.step_linear(&step, &mut scratch, &mut y).unwrap();
+                wholes.push(y);
+            }
+        }
+        made.into_iter().chain(&wholes).map(|act| backend.read_act(act).unwrap()).collect()
+    }
+}
+
+fn few() -> Vec<Few> {
+    let mut cases = Vec::new();
+    // one tile and one over, depths inside a lane's load, a step, a warp's round, with rests; parts that end in a tile
+    let shapes: [(&[usize], usize); 9] = [
+        (&[3], 64),
+        (&[16, 1, 3], 128),
+        (&[40, 24, 64], 192),
+        (&[17], 576),
+        (&[33, 31], 4096 + 64),
+        (&[700, 68], 256),
+        (&[5, 4], 72),
+        (&[20, 2], 65),
+        (&[4, 4, 4, 4], 64),
+    ];
+    for (index, (parts, in_features)) in shapes.into_iter().enumerate() {
+        for rows in [1, 2, 3 + index % 5, 8] {
+            for is_nf4 in [true, false] {
+                let rank = [5, 16, 20, 33][(index + rows) % 4];
+                cases.push(Few { rows, in_features, parts: parts.to_vec(), rank, is_nf4 });
+            }
+        }
+    }
+    cases
+}
+
+#[test]
+fn a_few_rows_are_the_same_operation() {
+    for case in few().into_iter().filter(|case| case.in_features < 600) {
+        check(&case, 1e-5);
+    }
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn a_few_rows_on_the_gpu_are_as_the_reference() {
+    for case in few() {
+        check_gpu(&case, 5e-6, 1e-2);
+    }
+    let case = |rank| Few { rows: 3, in_features: 128, parts: vec![40, 24], rank, is_nf4: true };
+    let right = case(5).run(&Reference::new());
+    for gpu in gpus() {
+        for (wrong, right) in case(4).run(gpu).iter().zip(&right).skip(2).step_by(3) {
+            assert!(difference(wrong, right) > 1e-2);
+        }
+    }
+}
+
+#[test]
+#[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+fn a_few_rows_on_the_gpu_multiply_the_dequantised_bits() {
+    use crate::quant::{FloatType, Nf4Scales, Nf4Values, StoredMatrix, StoredValues, nf4};
+    for (rows, cols) in [(3, 64), (40, 192), (9, 65), (17, 1088)] {
+        for dtype in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
+            for is_nested in [true, false] {
+                let part = |seed| {
+                    let (codes, absmax) = nf4::quantize(&Random::new(seed).values(rows * cols));
+                    let absmax = if is_nested { nf4::quantize_scales(&absmax) } else { Nf4Scales::Plain(absmax) };
+                    let values = StoredValues::Nf4(Nf4Values { codes, absmax, dtype });
+                    StoredMatrix::new(rows, cols, values).unwrap()
+                };
+                let parts = [part(1), part(2)];
+                for gpu in gpus() {
+                    let weight = gpu.weight(parts.to_vec()).unwrap();
+                    let values: Vec<f32> = parts.iter().flat_map(StoredMatrix::dequantize).collect();
+                    let values = gpu.dtype().decode(&gpu.dtype().encode(&values));
+                    for first in (0..cols).step_by(8) {
+                        // rows of x that each pick one column
+                        let columns: Vec<usize> = (first..cols.min(first + 8)).collect();
+                        let mut one = vec![0.0; columns.len() * cols];
+                        for (row, column) in columns.iter().enumerate() {
+                            one[row * cols + column] = 1.0;
+                        }
+                        let mut y = gpu.act();
+                        gpu.linear(&act(gpu, columns.len(), cols, &one), &weight, None, None, &mut y).unwrap();
+                        let wanted = columns.iter().flat_map(|column| values.iter().skip(*column).step_by(cols));
+                        assert_same_bits(&gpu.read_act(&y).unwrap(), &wanted.copied().collect::<Vec<_>>());
+                    }
                 }
             }
         }

@@ -2,6 +2,7 @@
 //! are summed in f32, straight into the flat buffer.
 #![expect(unsafe_code, reason = "starts products")]
 
+use super::rows;
 use crate::kernels::cuda::{Act, Dtype, Full, Operand, Product, Products};
 use crate::kernels::{LoraGroup, Result};
 
@@ -36,6 +37,9 @@ fn clear_uncovered(products: Products<'_>, group: &LoraGroup, s: &mut Act) -> Re
 
 pub(crate) fn down(products: Products<'_>, x: &Act, group: &LoraGroup, params: &Full, s: &mut Act) -> Result<()> {
     let Products { device, blas, .. } = products;
+    if rows::fits(x, Some(group)) {
+        return rows::down(device, x, None, Some((group, params, s)));
+    }
     let dtype = x.dtype;
     clear_uncovered(products, group, s)?;
     let params = params.narrow(device, dtype)?;

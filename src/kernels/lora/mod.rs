@@ -8,6 +8,7 @@
 pub(super) mod cpu;
 pub(super) mod cuda;
 pub(super) mod reference;
+pub(super) mod rows;
 #[cfg(test)]
 mod tests;
 

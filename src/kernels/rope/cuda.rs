@@ -1,7 +1,7 @@
 //! `rope` on the GPU, with a table of sines and cosines that is made once for every position.
 #![expect(unsafe_code, reason = "starts kernels")]
 
-use crate::kernels::cuda::{Act, Buffer, Device, Dtype, Full, Segments};
+use crate::kernels::cuda::{Act, Buffer, Device, Dtype, Full, Pointer, Segments};
 use crate::kernels::{Attention, Result};
 
 /// The rotations of the positions up to `positions`, for one set of frequencies.
@@ -10,6 +10,12 @@ pub(crate) struct Table {
     frequencies: u64,
     positions: usize,
     values: Buffer,
+}
+
+impl Table {
+    pub(crate) fn pointer(&self) -> Pointer {
+        self.values.pointer()
+    }
 }
 
 pub(crate) fn rotate(
@@ -42,7 +48,7 @@ pub(crate) fn rotate(
 }
 
 /// The table, made longer (by doubling) or anew where it does not serve.
-fn covering<'a>(
+pub(crate) fn covering<'a>(
     device: &Device,
     table: &'a mut Option<Table>,
     inverse_frequencies: &Full,

@@ -6,6 +6,8 @@ use std::collections::HashMap;
 
 use reader::{Header, Kind, Problem, Value};
 
+use crate::quant::GgmlKind;
+
 use super::{Error, GgufTokenizer, ModelConfig, Result, RopeScaling};
 
 const FORMAT: &str = "GGUF";
@@ -353,4 +355,25 @@ impl<'a> Keys<'a> {
             None => Err(self.missing(key)),
         }
     }
+}
+
+/// How a GGUF file stores a tensor, of the ways that are read.
+pub(super) enum Stored {
+    F32,
+    F16,
+    Bf16,
+    Blocks(GgmlKind),
+}
+
+/// By GGUF's number.
+pub(super) fn ggml_kind(number: u32) -> Option<Stored> {
+    Some(match number {
+        0 => Stored::F32,
+        1 => Stored::F16,
+        30 => Stored::Bf16,
+        2 => Stored::Blocks(GgmlKind::Q4_0),
+        3 => Stored::Blocks(GgmlKind::Q4_1),
+        8 => Stored::Blocks(GgmlKind::Q8_0),
+        _ => return None,
+    })
 }

@@ -55,6 +55,7 @@ impl<B: Backend> Backend for Counting<B> {
     type Index = B::Index;
     type Segments = B::Segments;
     type Weight = Shaped<B::Weight>;
+    type Recording = B::Recording;
     type Host = B::Host;
 
     delegate! {
@@ -88,6 +89,11 @@ impl<B: Backend> Backend for Counting<B> {
         write_bytes(bytes: &mut B::Bytes, values: &[u8]) -> Result<()>;
         read_bytes(bytes: &B::Bytes) -> Result<Vec<u8>>;
         index(values: &[u32]) -> Result<B::Index>;
+        rewrite(index: &mut B::Index, values: &[u32]) -> Result<()>;
+        shift(segments: &mut B::Segments, first_position: usize) -> Result<()>;
+        reserve(cache: &mut B::Act, rows: usize, cols: usize) -> Result<usize>;
+        append(
+            qkv: &B::Act, keys: &mut B::Act, values: &mut B::Act, cached: usize, attention: &Attention) -> Result<()>;
         segments(cu_seqlens: &[u32], first_position: usize) -> Result<B::Segments>;
         rms_norm(x: &B::Act, weight: &B::Full, eps: f64, y: &mut B::Act, rstd: &mut B::Full) -> Result<()>;
         rms_norm_backward_add(

@@ -12,7 +12,7 @@ use super::fixture::{CASES, Case, Worst, frobenius_error, max_error};
 const F32: f64 = 1e-4;
 
 /// The first GPU, or none unless `UNSLOTHIFY_TEST_GPU=1` asks for it; then it must be there.
-fn gpu(dtype: Dtype) -> Option<Cuda> {
+pub fn gpu(dtype: Dtype) -> Option<Cuda> {
     if std::env::var("UNSLOTHIFY_TEST_GPU").as_deref() != Ok("1") {
         println!("not run: UNSLOTHIFY_TEST_GPU=1 runs it, on a machine with a GPU");
         return None;
