@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use crate::engine::{Cancel, Engine, LoadOptions, Memory, attention_of};
 use crate::kernels::cuda::{AttentionKind, Dtype};
 use crate::kernels::{Cpu, Cuda, Reference};
+use crate::optim::LossScale;
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, ModelConfig, TokenizerSource};
 use crate::{hub, io};
@@ -28,6 +29,10 @@ pub enum Device {
     Reference,
 }
 
+/// What is known of f16.
+const F16_REMARK: &str = "computing in f16, training with a scaled loss: experimental, tried on an H100 and on no card \
+                          without bf16; `dtype: \"f32\"` is slower and needs no scaling";
+
 /// How to load a model.
 #[derive(Clone, Debug)]
 pub struct LoadSettings {
@@ -45,6 +50,8 @@ pub struct LoadSettings {
     pub attention: AttentionKind,
     /// How much memory training may take.
     pub memory: Memory,
+    /// Trains with a loss scaled dynamically from this number on; f16 does without being asked, from 65536 on.
+    pub loss_scale: Option<f64>,
     /// Set to stop whatever the model is doing, within one layer.
     pub cancel: Arc<AtomicBool>,
 }
@@ -60,6 +67,7 @@ impl Default for LoadSettings {
             dtype: None,
             attention: AttentionKind::Auto,
             memory: Memory::default(),
+            loss_scale: None,
             cancel: Arc::default(),
         }
     }
@@ -115,14 +123,21 @@ impl Model {
                 (Box::new(Engine::load_until(cpu, checkpoint, &options, cancel)?), remark)
             }
             Chosen::Cuda(gpu) => {
-                let remark = attention_remark(&gpu, checkpoint.config(), settings.attention);
+                let f16 = (gpu.dtype() == Dtype::F16).then(|| F16_REMARK.to_owned());
+                let attention = attention_remark(&gpu, checkpoint.config(), settings.attention);
+                let remarks: Vec<String> = f16.into_iter().chain(attention).collect();
+                let remark = (!remarks.is_empty()).then(|| remarks.join("; "));
                 (Box::new(Engine::load_until(*gpu, checkpoint, &options, cancel)?), remark)
             }
             Chosen::Reference => (Box::new(Engine::load_until(Reference::new(), checkpoint, &options, cancel)?), None),
         };
+        let loss_scale = match settings.loss_scale {
+            Some(scale) => Some(LossScale::new(scale)?),
+            None => runner.needs_loss_scale().then(LossScale::default),
+        };
         let origin = checkpoint.origin().to_owned();
         let max_seq_length = settings.max_seq_length;
-        Self::new(Parts { runner, tokenizer, tokenizer_json, origin, max_seq_length, unpacked, remark })
+        Self::new(Parts { runner, tokenizer, tokenizer_json, origin, max_seq_length, unpacked, remark, loss_scale })
     }
 }
 
@@ -144,7 +159,8 @@ impl Chosen {
             Self::Cpu { .. } | Self::Reference => hub::Room::Cpu,
             Self::Cuda(gpu) => hub::Room::Gpu {
                 free_bytes: gpu.device().memory().map_or(0, |(free, _)| free as u64),
-                can_train: gpu.dtype() != Dtype::F16,
+                // f16 trains with a scaled loss
+                can_train: true,
             },
         }
     }

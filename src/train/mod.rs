@@ -24,7 +24,7 @@ pub use evaluate::Evaluation;
 pub use glue::{Tensor, backward};
 pub use load::{Device, LoadSettings, Unpacked};
 pub use model::{Model, Parameters, WeakModel};
-pub use optimizer::{Algorithm, Optimizer};
+pub use optimizer::{Algorithm, Optimizer, Skipped, Step};
 pub use pace::{Beat, Pace};
 pub use rate::learning_rate;
 

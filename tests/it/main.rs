@@ -10,6 +10,7 @@ mod generate;
 mod inputs;
 mod interrupted;
 mod layers;
+mod loss_scale;
 mod parity;
 mod recipes;
 mod script;
