@@ -4,6 +4,7 @@
 mod adapters;
 mod base;
 mod cli;
+mod curves;
 mod dataset;
 mod docs;
 mod generate;
