@@ -3,6 +3,7 @@
 
 mod adapters;
 mod base;
+mod bnb;
 mod cli;
 mod curves;
 mod dataset;
