@@ -10,7 +10,7 @@ use crate::optim::LossScale;
 use crate::tokenizer::Tokenizer;
 use crate::weights::ModelConfig;
 
-use super::glue::{self, Tensor};
+use super::glue::{self, Place, Tensor};
 use super::optimizer::Skipped;
 use super::runner::Runner;
 use super::{Error, Result, Rows, Unpacked, learning_rate};
@@ -52,6 +52,7 @@ struct Shared {
     adapter: AtomicU64,
     /// Of losses, where the device's dtype needs one.
     loss_scale: Mutex<Option<LossScale>>,
+    place: Place,
 }
 
 /// The trained parameters of a model, for an optimizer.
@@ -73,6 +74,7 @@ pub(super) struct Parts {
     pub unpacked: Unpacked,
     pub remark: Option<String>,
     pub loss_scale: Option<LossScale>,
+    pub place: Place,
 }
 
 impl Model {
@@ -98,6 +100,7 @@ impl Model {
             unsaved_steps: AtomicU64::new(0),
             adapter: AtomicU64::new(0),
             loss_scale: Mutex::new(parts.loss_scale),
+            place: parts.place,
         })))
     }
 
@@ -126,6 +129,12 @@ impl Model {
     /// The device's short name.
     pub fn device(&self) -> &'static str {
         self.runner().device()
+    }
+
+    /// Where scripts' own tensors are computed beside this model: on its GPU and its stream, in a program built with the
+    /// feature `cuda`, else on the CPU. Losses are on the CPU, where their value is known.
+    pub fn place(&self) -> &Place {
+        &self.0.place
     }
 
     /// Why the device is not the one that might be expected.

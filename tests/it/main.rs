@@ -17,6 +17,8 @@ mod parity;
 mod recipes;
 mod script;
 mod stored;
+#[cfg(feature = "cuda")]
+mod tensors;
 mod tiny;
 mod train;
 mod weights;
