@@ -8,6 +8,8 @@ use super::output;
 use crate::io;
 use crate::script::{Gpu, GpuFindings, HubFindings, find_gpus, find_hub};
 
+/// Nobody has tried f16 on a card that has no bf16.
+const NO_BF16: &str = "no bf16: f16 with a scaled loss, experimental; `dtype: \"f32\"` is slower and needs no scaling";
 const GIB: f64 = (1_u64 << 30) as f64;
 
 pub(super) fn main(arguments: &Doctor) -> anyhow::Result<()> {
@@ -90,6 +92,6 @@ fn describe(gpu: &Gpu) -> String {
     let (free, total) = (gpu.free_bytes as f64 / GIB, gpu.total_bytes as f64 / GIB);
     let (major, minor) = gpu.capability;
     let dtype = gpu.dtype.name();
-    let bf16 = if dtype == "bf16" { "bf16" } else { "no bf16: f16 to generate, `dtype: \"f32\"` to train" };
+    let bf16 = if dtype == "bf16" { "bf16" } else { NO_BF16 };
     format!("{}, {free:.1} of {total:.1} GiB free, compute capability {major}.{minor}, {bf16}", gpu.name)
 }

@@ -159,10 +159,10 @@ impl<B: Backend> Engine<B> {
         self.read_slots(lora, &lora.params)
     }
 
-    /// The gradients under the names of their parameters.
+    /// The gradients under the names of their parameters, without the loss scale that the buffer has in it.
     pub fn gradients(&self) -> Result<Vec<AdapterTensor>> {
         let lora = self.net.lora.as_ref().ok_or(Error::NoAdapter)?;
-        self.read_slots(lora, &lora.gradients)
+        Ok(self.unscaled(self.read_slots(lora, &lora.gradients)?))
     }
 
     fn read_slots(&self, lora: &Lora<B>, from: &B::Full) -> Result<Vec<AdapterTensor>> {
@@ -234,7 +234,6 @@ impl<B: Backend> Engine<B> {
             return Err(Error::NoAdapter);
         }
         self.free_for_change()?;
-        self.net.backend.check_training()?;
         let segments = self.forward_saving(batch)?;
         let (dx, buffers) = (Some(&mut self.dx), (&mut self.head_work, &mut self.work.h));
         let loss = self.net.head().loss(&self.work.next, (&rows, &targets), normalizer, dx, buffers)?;

@@ -12,6 +12,8 @@ pub(super) struct Head<'a, B: Backend> {
     pub norm: &'a B::Full,
     pub eps: f64,
     pub vocabulary: usize,
+    /// What gradients are multiplied by.
+    pub loss_scale: f64,
     pub cancel: &'a Cancel,
 }
 
@@ -43,7 +45,8 @@ impl<B: Backend> HeadWork<B> {
 }
 
 impl<B: Backend> Head<'_, B> {
-    /// Sum of the cross entropies of `rows` of `x`, divided by `normalizer`; its gradient goes into those rows of `dx`.
+    /// Sum of the cross entropies of `rows` of `x`, divided by `normalizer`; its gradient, times the loss
+    /// scale, goes into those rows of `dx`.
     ///
     /// The gradient comes with the forward, so logits are computed once and never kept. `dx` is sized and zeroed here.
     pub fn loss(
@@ -63,7 +66,7 @@ impl<B: Backend> Head<'_, B> {
         let chunk = b.head_rows(self.vocabulary);
         for (rows, targets) in rows.chunks(chunk).zip(targets.chunks(chunk)) {
             let index = self.logits(x, rows, work, logits)?;
-            sum += b.cross_entropy(logits, &b.index(targets)?, 1.0 / normalizer)?;
+            sum += b.cross_entropy(logits, &b.index(targets)?, self.loss_scale / normalizer)?;
             if let Some(dx) = dx.as_deref_mut() {
                 b.linear_backward(logits, self.weight, None, &mut work.dnormed)?;
                 b.zero_act(&mut work.drows, rows.len(), hidden)?;

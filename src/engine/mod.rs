@@ -13,6 +13,7 @@ mod head;
 mod kept;
 mod layer;
 mod lora;
+mod loss_scale;
 mod mlp;
 mod net;
 mod plan;

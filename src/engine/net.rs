@@ -21,6 +21,8 @@ pub(super) struct Net<B: Backend> {
     pub attention: Attention,
     pub lora: Option<Lora<B>>,
     pub adapter_enabled: bool,
+    /// What a loss is multiplied by before its backward.
+    pub loss_scale: f64,
     pub cancel: Cancel,
 }
 
@@ -40,7 +42,7 @@ impl<B: Backend> Net<B> {
         let attention = attention_of(&config);
         let frozen = Frozen::load(&backend, checkpoint, options, &cancel)?;
         let backend = Arc::new(backend);
-        Ok(Self { backend, config, frozen, attention, lora: None, adapter_enabled: true, cancel })
+        Ok(Self { backend, config, frozen, attention, lora: None, adapter_enabled: true, loss_scale: 1.0, cancel })
     }
 
     pub fn layers(&self) -> usize {
@@ -69,6 +71,7 @@ impl<B: Backend> Net<B> {
             norm: &self.frozen.norm,
             eps: self.config.rms_norm_eps,
             vocabulary: self.config.vocab_size,
+            loss_scale: self.loss_scale,
             cancel: &self.cancel,
         }
     }

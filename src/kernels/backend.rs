@@ -119,9 +119,10 @@ pub trait Backend: Send + Sync + Debug + 'static {
 
     /// A short name for logs: `cpu`, `reference`.
     fn name(&self) -> &'static str;
-    /// Fails where gradients would not be right: a pass that a backward follows asks first.
-    fn check_training(&self) -> Result<()> {
-        Ok(())
+    /// Whether gradients of a mean over thousands of tokens can be too small for `Act`, so that a loss must be multiplied
+    /// by a large number before its backward.
+    fn needs_loss_scale(&self) -> bool {
+        false
     }
     /// Runs `work` on the device's own threads: operations inside hand their parts over without waking a thread first.
     /// Wrap a whole pass in it; the results are the same without.

@@ -70,11 +70,6 @@ pub enum Error {
     #[error("this GPU (compute capability {major}.{minor}) has no bf16, wanted at least 8.0: use f16 or f32")]
     NoBf16 { major: i32, minor: i32 },
     #[error(
-        "training in f16 is not there yet: its gradients need loss scaling; `dtype: \"f32\"` trains on every GPU, \
-         \"bf16\" from compute capability 8.0 on"
-    )]
-    NoF16Training,
-    #[error(
         "the library cuBLASLt (libcublasLt.so.13 or .so.12) was not found: install the CUDA toolkit, or \
          `pip install nvidia-cublas-cu12` and set LD_LIBRARY_PATH to its folder site-packages/nvidia/cublas/lib"
     )]

@@ -66,6 +66,16 @@ pub(crate) fn cudnn_gpus() -> &'static [Cuda] {
     })
 }
 
+/// What rounding to a dtype may move a value by, however small the value: half the spacing of the smallest numbers.
+///
+/// f16 has 10 stored bits and smallest normal number 2⁻¹⁴, so below 2⁻¹⁴ its numbers are 2⁻²⁴ apart and rounding to
+/// nearest moves a value by up to 2⁻²⁵: no relative bound holds there, whatever computed the value. The inputs of a case
+/// are rounded before it runs (`rounded`), on both sides alike, so they add nothing; the f32 arithmetic before the
+/// rounding stays below the relative bound. bf16 and f32 share the exponents down to 2⁻¹²⁶, where no test goes.
+fn spacing(dtype: Dtype) -> f64 {
+    if dtype == Dtype::F16 { (-25_f64).exp2() } else { 0.0 }
+}
+
 /// Runs a case on the GPU in every dtype; `tolerance` holds for f32, `coarse` for bf16 and a quarter of it for f16.
 pub(crate) fn check_gpu(case: &impl Case, tolerance: f64, coarse: f64) {
     for gpu in gpus() {
@@ -75,7 +85,7 @@ pub(crate) fn check_gpu(case: &impl Case, tolerance: f64, coarse: f64) {
 }
 
 /// Compares a case on a GPU with another backend, after its outputs were put in that one's order; `tolerance` holds for
-/// f32 and bf16, a quarter of it for f16.
+/// f32 and bf16, a quarter of it for f16, there beyond what rounding does to the smallest numbers.
 pub(crate) fn check_against<B: Backend>(
     gpu: &Cuda,
     case: &impl Case,
@@ -90,7 +100,7 @@ pub(crate) fn check_against<B: Backend>(
     reorder(&mut got);
     assert_eq!(got.len(), wanted.len());
     for (index, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
-        let difference = difference(got, wanted);
+        let difference = difference_beyond(spacing(gpu.dtype()), got, wanted);
         let dtype = gpu.dtype().name();
         assert!(
             difference <= allowed,
@@ -185,10 +195,15 @@ pub(crate) fn check(case: &impl Case, tolerance: f64) {
 
 /// The greatest difference relative to the greatest wanted magnitude.
 pub(crate) fn difference(got: &[f32], wanted: &[f32]) -> f64 {
+    difference_beyond(0.0, got, wanted)
+}
+
+/// The same of the parts of the differences that are above `floor`.
+fn difference_beyond(floor: f64, got: &[f32], wanted: &[f32]) -> f64 {
     assert_eq!(got.len(), wanted.len());
     let scale = wanted.iter().fold(0.0_f64, |highest, v| highest.max(f64::from(v.abs()))).max(1e-30);
-    let differences = got.iter().zip(wanted).map(|(got, wanted)| f64::from(*got) - f64::from(*wanted));
-    differences.fold(0.0, |highest: f64, d| if d.abs() <= highest { highest } else { d.abs() }) / scale
+    let differences = got.iter().zip(wanted).map(|(got, wanted)| (f64::from(*got) - f64::from(*wanted)).abs());
+    differences.fold(0.0, |highest: f64, d| if d.is_nan() { f64::INFINITY } else { highest.max(d - floor) }) / scale
 }
 
 pub(crate) fn assert_close(got: &[f32], wanted: &[f32], tolerance: f64) {
@@ -224,4 +239,21 @@ pub(crate) fn check_gradient(at: &[f64], gradient: &[f64], loss: impl Fn(&[f64])
 
 pub(crate) fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&v| f64::from(v)).collect()
+}
+
+#[test]
+fn rounding_to_the_smallest_numbers_of_f16_is_no_error_and_more_is() {
+    let rounded = |value: f64| half::f16::from_f64(value).to_f32();
+    let step = (-24_f64).exp2();
+    for at in [0.3, 0.5001, 1.49, 2.5, 100.4, 1023.7] {
+        let wanted = [(at * step) as f32];
+        assert!(difference_beyond(spacing(Dtype::F16), &[rounded(at * step)], &wanted) <= 1e-6, "{at} steps");
+        assert!(
+            difference_beyond(spacing(Dtype::F16), &[rounded((at + 1.0) * step)], &wanted) > 4e-4,
+            "{at} + 1 steps"
+        );
+        assert!(difference(&[rounded(at * step)], &wanted) > 0.0);
+    }
+    assert_eq!(difference_beyond(spacing(Dtype::F16), &[f32::NAN, 1e-8], &[1e-8, 1e-8]), f64::INFINITY);
+    assert_eq!((spacing(Dtype::Bf16), spacing(Dtype::F32)), (0.0, 0.0));
 }

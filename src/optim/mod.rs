@@ -4,6 +4,7 @@
 
 mod adamw;
 mod adamw_8bit;
+mod loss_scale;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ use crate::kernels;
 
 pub use adamw::AdamW;
 pub use adamw_8bit::AdamW8bit;
+pub use loss_scale::LossScale;
 pub use state::{State, Values};
 
 /// Why an optimizer could not be made, stepped or restored.

@@ -252,3 +252,36 @@ fn the_clip_factor_is_torchs() {
     }
     assert!(matches!(clip_factor(1.0, f64::NAN), Err(Error::Option { option: "max_norm", .. })));
 }
+
+#[test]
+fn the_loss_scale_doubles_after_two_thousand_updates_in_a_row_and_halves_at_an_overflow() {
+    let mut scale = LossScale::default();
+    assert_eq!(scale.scale(), 65_536.0);
+    scale.overflowed();
+    assert_eq!((scale.scale(), scale.skipped()), (32_768.0, 1));
+    (0..1999).for_each(|_| scale.updated());
+    assert_eq!(scale.scale(), 32_768.0);
+    scale.updated();
+    assert_eq!(scale.scale(), 65_536.0);
+    // an overflow begins the count anew
+    (0..1999).for_each(|_| scale.updated());
+    scale.overflowed();
+    (0..1999).for_each(|_| scale.updated());
+    assert_eq!((scale.scale(), scale.skipped()), (32_768.0, 2));
+    scale.updated();
+    assert_eq!(scale.scale(), 65_536.0);
+}
+
+#[test]
+fn the_loss_scale_neither_leaves_f32_nor_goes_below_one() {
+    let mut scale = LossScale::new(2_f64.powi(127)).unwrap();
+    (0..2000).for_each(|_| scale.updated());
+    assert_eq!(scale.scale(), 2_f64.powi(127));
+    let mut scale = LossScale::new(2.0).unwrap();
+    assert!(scale.may_overflow());
+    scale.overflowed();
+    assert!(!scale.may_overflow());
+    for wrong in [0.99, f64::NAN, f64::INFINITY] {
+        assert!(LossScale::new(wrong).is_err(), "{wrong}");
+    }
+}

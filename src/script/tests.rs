@@ -236,3 +236,46 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_step_that_overflows_is_left_out_said_and_counted_in_the_metrics() {
+    use crate::train::{LoadSettings, Model};
+    let terminal = Arc::new(Collected::new());
+    let options = SessionOptions { terminal: terminal.clone(), ..SessionOptions::default() };
+    let options = options.with_module(|engine, host| {
+        let host = host.clone();
+        engine.register_fn("scaled", move || {
+            let settings = LoadSettings { loss_scale: Some(65_536.0), ..LoadSettings::default() };
+            let model = Model::from_pretrained("builtin:tiny-mistral", Path::new("."), &settings).unwrap();
+            host.models().add(&model);
+            model
+        });
+    });
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a.jsonl"), "{\"text\": \"Soak the bread in milk.\"}\n").unwrap();
+    let path = folder.path().join("a.rhai");
+    let script = "let model = scaled();
+        model.add_lora(#{ r: 4 });
+        let opt = optim::adamw(model.parameters());
+        let batches = Dataset::from_json(\"a.jsonl\").tokenize(model.tokenizer).batches(#{ batch_size: 1 });
+        run::start(3);
+        for factor in [1.0, 1e300, 1.0] {
+            for step in batches.epoch(0) {
+                for micro in step { (model.loss(micro) * factor).backward(); }
+                let norm = opt.clip_grad_norm(1.0);
+                opt.step(1e-3);
+                opt.zero_grad();
+                run::step(#{ step: step.index + 1, grad_norm: norm, tokens: step.tokens });
+            }
+        }
+        for row in run::history() {
+            let skipped = if \"skipped_steps\" in row { row.skipped_steps } else { 0 };
+            print(`${\"grad_norm\" in row} ${skipped}`);
+        }";
+    std::fs::write(&path, script).unwrap();
+    Session::new(options).run(&path).unwrap();
+    assert_eq!(terminal.printed(), ["true 0", "false 1", "true 1"]);
+    let said: Vec<String> = terminal.notes().into_iter().filter(|note| note.contains("left out")).collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("scaled by 65536, from now on by 32768") && said[0].ends_with("so far: 1"), "{said:?}");
+}

@@ -18,6 +18,8 @@ struct State {
     loaded: Vec<WeakModel>,
     /// Kept alive while a stopped script is taken apart.
     held: Vec<Model>,
+    /// Steps left out that a row of metrics has told of.
+    told: u64,
 }
 
 impl Models {
@@ -40,6 +42,14 @@ impl Models {
 
     pub fn release(&self) {
         self.state().held.clear();
+    }
+
+    /// Optimizer steps left out on all models that are there, and whether there are more than when this was last asked.
+    pub fn skipped_steps(&self) -> (u64, bool) {
+        let mut state = self.state();
+        let all = state.loaded.iter().filter_map(WeakModel::upgrade).map(|model| model.skipped_steps()).sum();
+        let before = std::mem::replace(&mut state.told, all);
+        (all, all > before)
     }
 
     /// Those with optimizer steps that no folder holds.

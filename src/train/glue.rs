@@ -11,9 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Var};
 
-pub use candle_core::{Error as CandleError, Tensor};
+pub use candle_core::{Device as Place, Error as CandleError, Tensor};
 
 use crate::data::{MicroBatch, RowId};
+
+use crate::kernels::Cuda;
+use crate::kernels::cuda::Dtype;
 
 use super::{Error, Model, Result};
 
@@ -81,6 +84,56 @@ impl Model {
         // From here on the pass is pending: the op exists before anything can fail, and its drop frees the pass.
         let op = EngineOp { model: self.clone(), value, rows: batch.rows.clone(), spent: AtomicBool::new(false) };
         Ok(self.anchor().apply_op1(op)?)
+    }
+}
+
+/// GPU `index` for the engine, and where scripts' tensors go beside it.
+#[cfg(not(feature = "cuda"))]
+pub(super) fn gpu(index: usize, dtype: Option<Dtype>) -> Result<(Cuda, Place)> {
+    Ok((Cuda::new(index, dtype).map_err(crate::engine::Error::from)?, Place::Cpu))
+}
+
+/// GPU `index` for the engine, and where scripts' tensors go beside it: the same context and stream.
+#[cfg(feature = "cuda")]
+pub(super) fn gpu(index: usize, dtype: Option<Dtype>) -> Result<(Cuda, Place)> {
+    use std::collections::BTreeMap;
+    use std::sync::{Mutex, PoisonError};
+
+    /// One for each GPU, for good: tensors of two devices of candle do not mix, even on one GPU.
+    static PLACES: Mutex<BTreeMap<usize, Place>> = Mutex::new(BTreeMap::new());
+
+    Cuda::check(index).map_err(crate::engine::Error::from)?;
+    let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+    let place = match places.get(&index) {
+        Some(place) => place.clone(),
+        None => {
+            let place = Place::new_cuda_with_stream(index)?;
+            places.insert(index, place.clone());
+            place
+        }
+    };
+    let stream = place.as_cuda_device()?.cuda_stream();
+    Ok((Cuda::on_stream(stream, dtype).map_err(crate::engine::Error::from)?, place))
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    #[ignore = "not run: needs a GPU, `.ci/run gpu`"]
+    fn the_gpu_has_one_context_and_one_stream_for_engines_and_tensors() {
+        let (first, place) = gpu(0, None).unwrap();
+        let (second, same) = gpu(0, Some(Dtype::F32)).unwrap();
+        assert!(place.same_device(&same));
+        let theirs = place.as_cuda_device().unwrap().cuda_stream();
+        for engine in [&first, &second] {
+            assert_eq!(engine.stream().cu_stream(), theirs.cu_stream());
+            assert_eq!(engine.stream().context().cu_ctx(), theirs.context().cu_ctx());
+        }
+        assert!(!theirs.context().is_event_tracking());
     }
 }
 

@@ -7,10 +7,12 @@ use std::sync::atomic::AtomicBool;
 use crate::engine::{Cancel, Engine, LoadOptions, Memory, attention_of};
 use crate::kernels::cuda::{AttentionKind, Dtype};
 use crate::kernels::{Cpu, Cuda, Reference};
+use crate::optim::LossScale;
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, ModelConfig, TokenizerSource};
 use crate::{hub, io};
 
+use super::glue::{self, Place};
 use super::model::Parts;
 use super::runner::Runner;
 use super::{Error, Model, Result};
@@ -27,6 +29,10 @@ pub enum Device {
     /// f64 plain loops: slow, the proof of the others.
     Reference,
 }
+
+/// What is known of f16.
+const F16_REMARK: &str = "computing in f16, training with a scaled loss: experimental, tried on an H100 and on no card \
+                          without bf16; `dtype: \"f32\"` is slower and needs no scaling";
 
 /// How to load a model.
 #[derive(Clone, Debug)]
@@ -45,6 +51,8 @@ pub struct LoadSettings {
     pub attention: AttentionKind,
     /// How much memory training may take.
     pub memory: Memory,
+    /// Trains with a loss scaled dynamically from this number on; f16 does without being asked, from 65536 on.
+    pub loss_scale: Option<f64>,
     /// Set to stop whatever the model is doing, within one layer.
     pub cancel: Arc<AtomicBool>,
 }
@@ -60,6 +68,7 @@ impl Default for LoadSettings {
             dtype: None,
             attention: AttentionKind::Auto,
             memory: Memory::default(),
+            loss_scale: None,
             cancel: Arc::default(),
         }
     }
@@ -109,20 +118,39 @@ impl Model {
             _ => Unpacked { wanted: 0, limit: 0 },
         };
         let cancel = Cancel::from_flag(settings.cancel.clone());
+        let mut place = Place::Cpu;
         let (runner, remark): (Box<dyn Runner>, _) = match chosen {
             Chosen::Cpu { threads, remark } => {
                 let cpu = Cpu::new(threads).with_dense_limit(usize::try_from(unpacked.limit).unwrap_or(usize::MAX));
                 (Box::new(Engine::load_until(cpu, checkpoint, &options, cancel)?), remark)
             }
-            Chosen::Cuda(gpu) => {
-                let remark = attention_remark(&gpu, checkpoint.config(), settings.attention);
+            Chosen::Cuda(gpu, beside) => {
+                place = beside;
+                let f16 = (gpu.dtype() == Dtype::F16).then(|| F16_REMARK.to_owned());
+                let attention = attention_remark(&gpu, checkpoint.config(), settings.attention);
+                let remarks: Vec<String> = f16.into_iter().chain(attention).collect();
+                let remark = (!remarks.is_empty()).then(|| remarks.join("; "));
                 (Box::new(Engine::load_until(*gpu, checkpoint, &options, cancel)?), remark)
             }
             Chosen::Reference => (Box::new(Engine::load_until(Reference::new(), checkpoint, &options, cancel)?), None),
         };
+        let loss_scale = match settings.loss_scale {
+            Some(scale) => Some(LossScale::new(scale)?),
+            None => runner.needs_loss_scale().then(LossScale::default),
+        };
         let origin = checkpoint.origin().to_owned();
         let max_seq_length = settings.max_seq_length;
-        Self::new(Parts { runner, tokenizer, tokenizer_json, origin, max_seq_length, unpacked, remark })
+        Self::new(Parts {
+            runner,
+            tokenizer,
+            tokenizer_json,
+            origin,
+            max_seq_length,
+            unpacked,
+            remark,
+            loss_scale,
+            place,
+        })
     }
 }
 
@@ -133,7 +161,7 @@ enum Chosen {
         threads: Option<usize>,
         remark: Option<String>,
     },
-    Cuda(Box<Cuda>),
+    Cuda(Box<Cuda>, Place),
     Reference,
 }
 
@@ -142,14 +170,16 @@ impl Chosen {
     fn room(&self) -> hub::Room {
         match self {
             Self::Cpu { .. } | Self::Reference => hub::Room::Cpu,
-            Self::Cuda(gpu) => hub::Room::Gpu {
+            Self::Cuda(gpu, _) => hub::Room::Gpu {
                 free_bytes: gpu.device().memory().map_or(0, |(free, _)| free as u64),
-                can_train: gpu.dtype() != Dtype::F16,
+                // f16 trains with a scaled loss
+                can_train: true,
             },
         }
     }
 }
 
+/// Chooses the device; on a GPU also where scripts' own tensors go beside it.
 fn choose(settings: &LoadSettings) -> Result<Chosen> {
     let on_cpu = |threads, remark| match (settings.dtype, settings.attention) {
         (None | Some(Dtype::F32), AttentionKind::Cudnn) => Err(Error::CpuAttention),
@@ -162,14 +192,18 @@ fn choose(settings: &LoadSettings) -> Result<Chosen> {
         AttentionKind::Auto if is_lean => AttentionKind::Own,
         kind => kind,
     };
-    let gpu = |index| Cuda::new(index, settings.dtype)?.with_small_scratch(is_lean).with_attention(attention);
+    let gpu = |index| {
+        let (gpu, place) = glue::gpu(index, settings.dtype)?;
+        let gpu = gpu.with_small_scratch(is_lean).with_attention(attention).map_err(crate::engine::Error::from)?;
+        Ok::<_, Error>(Chosen::Cuda(Box::new(gpu), place))
+    };
     match settings.device {
         Device::Cpu { threads } => on_cpu(threads, None),
-        Device::Cuda { index } => Ok(Chosen::Cuda(Box::new(gpu(index).map_err(crate::engine::Error::from)?))),
+        Device::Cuda { index } => gpu(index),
         Device::Reference => Ok(Chosen::Reference),
         Device::Auto { threads } if !Cuda::is_driver_there() => on_cpu(threads, None),
         Device::Auto { threads } => match gpu(0) {
-            Ok(gpu) => Ok(Chosen::Cuda(Box::new(gpu))),
+            Ok(chosen) => Ok(chosen),
             Err(error) => on_cpu(threads, Some(format!("computing on the CPU, because {error}"))),
         },
     }

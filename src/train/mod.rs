@@ -21,10 +21,10 @@ pub use crate::kernels::cuda::{AttentionKind, Description, Dtype, Findings};
 pub use adapter::{LoadedAdapter, SavedAdapter};
 pub use error::{Error, Result, Rows};
 pub use evaluate::Evaluation;
-pub use glue::{Tensor, backward};
+pub use glue::{Place, Tensor, backward};
 pub use load::{Device, LoadSettings, Unpacked};
 pub use model::{Model, Parameters, WeakModel};
-pub use optimizer::{Algorithm, Optimizer};
+pub use optimizer::{Algorithm, Optimizer, Skipped, Step};
 pub use pace::{Beat, Pace};
 pub use rate::learning_rate;
 

@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::data::{MicroBatch, RowId};
 use crate::engine::{AdapterTensor, Batch, LoraConfig, Matrix, Mode, Plan};
+use crate::optim::LossScale;
 use crate::tokenizer::Tokenizer;
 use crate::weights::ModelConfig;
 
-use super::glue::{self, Tensor};
+use super::glue::{self, Place, Tensor};
+use super::optimizer::Skipped;
 use super::runner::Runner;
 use super::{Error, Result, Rows, Unpacked, learning_rate};
 
@@ -48,6 +50,9 @@ struct Shared {
     unsaved_steps: AtomicU64,
     /// Rises whenever an adapter is put on or taken off.
     adapter: AtomicU64,
+    /// Of losses, where the device's dtype needs one.
+    loss_scale: Mutex<Option<LossScale>>,
+    place: Place,
 }
 
 /// The trained parameters of a model, for an optimizer.
@@ -68,11 +73,16 @@ pub(super) struct Parts {
     pub max_seq_length: Option<usize>,
     pub unpacked: Unpacked,
     pub remark: Option<String>,
+    pub loss_scale: Option<LossScale>,
+    pub place: Place,
 }
 
 impl Model {
-    pub(super) fn new(parts: Parts) -> Result<Self> {
+    pub(super) fn new(mut parts: Parts) -> Result<Self> {
         let config = parts.runner.config().clone();
+        if let Some(scale) = &parts.loss_scale {
+            parts.runner.set_loss_scale(scale.scale())?;
+        }
         let positions = config.max_position_embeddings;
         Ok(Self(Arc::new(Shared {
             limit: parts.max_seq_length.map_or(positions, |length| length.min(positions)),
@@ -89,6 +99,8 @@ impl Model {
             adapter_steps: AtomicU64::new(0),
             unsaved_steps: AtomicU64::new(0),
             adapter: AtomicU64::new(0),
+            loss_scale: Mutex::new(parts.loss_scale),
+            place: parts.place,
         })))
     }
 
@@ -117,6 +129,12 @@ impl Model {
     /// The device's short name.
     pub fn device(&self) -> &'static str {
         self.runner().device()
+    }
+
+    /// Where scripts' own tensors are computed beside this model: on its GPU and its stream, in a program built with the
+    /// feature `cuda`, else on the CPU. Losses are on the CPU, where their value is known.
+    pub fn place(&self) -> &Place {
+        &self.0.place
     }
 
     /// Why the device is not the one that might be expected.
@@ -295,20 +313,48 @@ impl Model {
         self.runner().zero_grad()
     }
 
-    /// The norm of all gradients together; one that is not finite names the rows that made it.
+    /// The norm of all gradients together. One that is not finite is an error that names the rows that made it, except
+    /// where it may be the loss scale's.
     pub(super) fn gradient_norm(&self) -> Result<f64> {
         let norm = self.runner().gradient_norm()?;
-        if norm.is_finite() {
+        if norm.is_finite() || self.loss_scale().as_ref().is_some_and(LossScale::may_overflow) {
             return Ok(norm);
         }
         let rows = Rows(self.rows().clone());
         Err(self.not_finite("the gradient's norm", norm, rows))
     }
 
-    pub(super) fn count_step(&self) {
+    /// The parameters were updated.
+    pub(super) fn count_step(&self) -> Result<()> {
         for count in [&self.0.steps, &self.0.adapter_steps, &self.0.unsaved_steps] {
             count.fetch_add(1, Ordering::Relaxed);
         }
+        match self.loss_scale().as_mut() {
+            Some(scale) => {
+                scale.updated();
+                self.runner().set_loss_scale(scale.scale())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The gradients have overflowed: their step is left out.
+    pub(super) fn skip_step(&self) -> Result<Skipped> {
+        let mut state = self.loss_scale();
+        let Some(state) = state.as_mut() else { unreachable!("`gradient_norm` fails without a loss scale") };
+        let scale = state.scale();
+        state.overflowed();
+        self.runner().set_loss_scale(state.scale())?;
+        Ok(Skipped { scale, next_scale: state.scale(), skipped: state.skipped() })
+    }
+
+    /// Optimizer steps that were left out because their gradients had overflowed under the scaled loss.
+    pub fn skipped_steps(&self) -> u64 {
+        self.loss_scale().as_ref().map_or(0, LossScale::skipped)
+    }
+
+    fn loss_scale(&self) -> MutexGuard<'_, Option<LossScale>> {
+        self.0.loss_scale.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn not_finite(&self, what: &'static str, value: f64, rows: Rows) -> Error {

@@ -18,6 +18,24 @@ pub enum Algorithm {
     AdamW8bit(Settings),
 }
 
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Step {
+    Updated,
+    /// The gradients had overflowed under the scaled loss: nothing was updated.
+    Skipped(Skipped),
+}
+
+/// A step that was left out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Skipped {
+    /// What the loss was multiplied by, and will be from now on.
+    pub scale: f64,
+    pub next_scale: f64,
+    /// Steps left out on this model, this one included.
+    pub skipped: u64,
+}
+
 /// An optimizer of one model's adapter. Copies are the same optimizer.
 #[derive(Clone)]
 pub struct Optimizer(Arc<Inner>);
@@ -40,7 +58,9 @@ impl Optimizer {
     }
 
     /// One update at rate `lr`. Gradients stay as they are: `zero_grad` clears them.
-    pub fn step(&self, lr: f64) -> Result<()> {
+    ///
+    /// Where the loss is scaled (f16) and the gradients have overflowed, nothing is updated and the scale is halved.
+    pub fn step(&self, lr: f64) -> Result<Step> {
         if !(lr.is_finite() && lr >= 0.0) {
             return Err(Error::LearningRate { value: lr });
         }
@@ -49,11 +69,13 @@ impl Optimizer {
             return Err(crate::engine::Error::PassPending.into());
         }
         // A broken gradient must not reach the parameters, whether or not the script clips.
-        model.gradient_norm()?;
+        if !model.gradient_norm()?.is_finite() {
+            return Ok(Step::Skipped(model.skip_step()?));
+        }
         let mut moments = self.0.moments.lock().unwrap_or_else(PoisonError::into_inner);
         model.runner().update(moments.as_mut(), lr)?;
-        model.count_step();
-        Ok(())
+        model.count_step()?;
+        Ok(Step::Updated)
     }
 
     pub fn zero_grad(&self) -> Result<()> {
@@ -61,9 +83,15 @@ impl Optimizer {
     }
 
     /// Scales all gradients by `min(1, max_norm / (norm + 1e-6))` and returns the norm they had; 0 scales nothing.
+    ///
+    /// Gradients that have overflowed under a scaled loss stay as they are, for `step` to leave out; their norm is
+    /// infinite.
     pub fn clip_grad_norm(&self, max_norm: f64) -> Result<f64> {
         let model = self.model()?;
         let norm = model.gradient_norm()?;
+        if !norm.is_finite() {
+            return Ok(f64::INFINITY);
+        }
         let factor = clip_factor(norm, max_norm)?;
         if factor < 1.0 {
             model.runner().scale_gradients(factor)?;
@@ -109,11 +137,12 @@ impl<B: Backend> Moments<B> {
         })
     }
 
-    pub fn step(&mut self, flat: FlatMut<'_, B>, lr: f64) -> Result<()> {
+    /// One update; every gradient is multiplied by `gradient_scale`.
+    pub fn step(&mut self, flat: FlatMut<'_, B>, lr: f64, gradient_scale: f64) -> Result<()> {
         let FlatMut { backend, params, gradients, .. } = flat;
         match self {
-            Self::Full(adamw) => adamw.step(backend, params, gradients, lr, 1.0)?,
-            Self::EightBit(adamw) => adamw.step(backend, params, gradients, lr, 1.0)?,
+            Self::Full(adamw) => adamw.step(backend, params, gradients, lr, gradient_scale)?,
+            Self::EightBit(adamw) => adamw.step(backend, params, gradients, lr, gradient_scale)?,
         }
         Ok(())
     }

@@ -42,6 +42,8 @@ pub(super) trait Runner: Send {
     fn cache(&self) -> Cache;
     fn decode(&mut self, ids: &[u32], cache: &mut Cache) -> Result<Vec<f32>>;
 
+    fn needs_loss_scale(&self) -> bool;
+    fn set_loss_scale(&mut self, scale: f64) -> Result<()>;
     fn zero_grad(&mut self) -> Result<()>;
     fn gradient_norm(&self) -> Result<f64>;
     fn scale_gradients(&mut self, factor: f64) -> Result<()>;
@@ -141,13 +143,21 @@ impl<B: Backend> Runner for Engine<B> {
         }
     }
 
+    fn needs_loss_scale(&self) -> bool {
+        Engine::needs_loss_scale(self)
+    }
+
+    fn set_loss_scale(&mut self, scale: f64) -> Result<()> {
+        Ok(Engine::set_loss_scale(self, scale)?)
+    }
+
     fn zero_grad(&mut self) -> Result<()> {
         Ok(Engine::zero_grad(self)?)
     }
 
     fn gradient_norm(&self) -> Result<f64> {
         let sum = self.backend().sum_squares(self.flat()?.gradients).map_err(crate::engine::Error::from)?;
-        Ok(sum.sqrt())
+        Ok(sum.sqrt() / self.loss_scale())
     }
 
     fn scale_gradients(&mut self, factor: f64) -> Result<()> {
@@ -161,7 +171,10 @@ impl<B: Backend> Runner for Engine<B> {
 
     fn update(&mut self, moments: &mut (dyn Any + Send), lr: f64) -> Result<()> {
         match moments.downcast_mut::<Moments<B>>() {
-            Some(moments) => moments.step(self.flat_mut()?, lr),
+            Some(moments) => {
+                let unscale = 1.0 / self.loss_scale();
+                moments.step(self.flat_mut()?, lr, unscale)
+            }
             None => Err(Error::OtherAdapter),
         }
     }

@@ -169,13 +169,21 @@ pub(super) fn driver(op: &'static str) -> impl Fn(DriverError) -> Error {
 }
 
 /// Is there a CUDA driver on this machine? Nothing else of cudarc may be called before this says so: it would panic.
+#[cfg(not(feature = "cuda"))]
 pub(super) fn is_driver_there() -> bool {
     // SAFETY: looks for the library by its names and closes it again.
     unsafe { sys::is_culib_present() }
 }
 
+/// Is there a CUDA driver on this machine? A program that is linked to it does not start without.
+#[cfg(feature = "cuda")]
+pub(super) fn is_driver_there() -> bool {
+    true
+}
+
 impl Device {
-    pub(super) fn open(index: usize) -> Result<Self> {
+    /// Fails where there is no GPU `index`.
+    pub(super) fn check(index: usize) -> Result<()> {
         if !is_driver_there() {
             return Err(Error::NoDriver);
         }
@@ -184,10 +192,22 @@ impl Device {
         if index >= usize::try_from(count).unwrap_or(0) {
             return Err(Error::NoDevice { index, count: usize::try_from(count).unwrap_or(0) });
         }
+        Ok(())
+    }
+
+    pub(super) fn open(index: usize) -> Result<Self> {
+        Self::check(index)?;
         let context = CudaContext::new(index).map_err(driver("start"))?;
-        // SAFETY: no buffer exists yet, and all of them will use the one stream made below.
+        Self::on_stream(context.new_stream().map_err(driver("start"))?)
+    }
+
+    /// The GPU of a stream that others may use too.
+    pub(super) fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
+        let context = Arc::clone(stream.context());
+        // the stream may come from another thread
+        context.bind_to_thread().map_err(driver("start"))?;
+        // SAFETY: all buffers of this context use this one stream; `Copies`, which has another, waits by its own events.
         unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream().map_err(driver("start"))?;
         pool::keep(&context)?;
         let attribute = |attribute| context.attribute(attribute).map_err(driver("start"));
         let multiprocessors = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;

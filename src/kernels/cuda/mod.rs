@@ -118,7 +118,29 @@ pub struct Findings {
 impl Cuda {
     /// GPU `index`; `None` computes in bf16 where the chip has it, else in f16. Attention is by own kernels.
     pub fn new(index: usize, dtype: Option<Dtype>) -> Result<Self> {
-        let device = Arc::new(Device::open(index)?);
+        Self::on(Device::open(index)?, dtype)
+    }
+
+    /// As `new`, on a stream that others use too: what they ask for and what this asks for is done in the order of asking.
+    #[cfg(feature = "cuda")]
+    pub fn on_stream(stream: Arc<cudarc::driver::CudaStream>, dtype: Option<Dtype>) -> Result<Self> {
+        Self::on(Device::on_stream(stream)?, dtype)
+    }
+
+    /// The stream that everything is asked for on.
+    #[cfg(feature = "cuda")]
+    pub fn stream(&self) -> &Arc<cudarc::driver::CudaStream> {
+        self.device.stream()
+    }
+
+    /// Fails where there is no GPU `index`.
+    #[cfg(feature = "cuda")]
+    pub fn check(index: usize) -> Result<()> {
+        Device::check(index)
+    }
+
+    fn on(device: Device, dtype: Option<Dtype>) -> Result<Self> {
+        let device = Arc::new(device);
         let dtype = dtype.unwrap_or(dtype_for(device.capability()));
         if dtype == Dtype::Bf16 && device.capability() < (8, 0) {
             let (major, minor) = device.capability();

@@ -60,6 +60,7 @@ pub(super) fn load(context: &NativeCallContext<'_>, id: &str, options: &Map) -> 
             Choice::Cuda(index) => Device::Cuda { index },
         },
         unpacked_bytes: None,
+        loss_scale: None,
         dtype: given.dtype.as_deref().map(|name| dtype(context, name)).transpose()?,
         attention: attention(context, &given.attention)?,
         memory: given.memory.parse().map_err(|wanted| LoadTable::SCHEMA.wrong("memory", wanted, context))?,

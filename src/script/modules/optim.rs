@@ -5,9 +5,9 @@ use rhai::{Engine, Map, NativeCallContext};
 
 use crate::optim::Settings;
 use crate::options;
-use crate::train::{Algorithm, Optimizer, Parameters};
+use crate::train::{Algorithm, Optimizer, Parameters, Skipped, Step};
 
-use super::{Answer, number, train_failure};
+use super::{Answer, host, number, train_failure};
 
 options! {
     /// What every AdamW takes.
@@ -80,7 +80,7 @@ mod constructors {
 mod methods {
     use super::*;
 
-    /// Updates the parameters once, at learning rate `lr`.
+    /// Updates the parameters once, at learning rate `lr`. In f16 a step whose gradients overflowed is left out, and said.
     ///
     /// ```rhai
     /// opt.step(lr.at(step.index));
@@ -88,7 +88,11 @@ mod methods {
     #[rhai_fn(pure, return_raw)]
     pub fn step(context: NativeCallContext<'_>, optimizer: &mut Optimizer, lr: Dynamic) -> Answer<()> {
         let lr = number(&context, "the learning rate", &lr)?;
-        optimizer.step(lr).map_err(|error| train_failure(&context, &error))
+        let step = optimizer.step(lr).map_err(|error| train_failure(&context, &error))?;
+        if let Step::Skipped(skipped) = step {
+            host(&context)?.note(&left_out(&skipped));
+        }
+        Ok(())
     }
 
     /// Sets every gradient to zero.
@@ -101,7 +105,7 @@ mod methods {
         optimizer.zero_grad().map_err(|error| train_failure(&context, &error))
     }
 
-    /// Shortens the gradient to `max_norm` where it is longer, and returns the norm it had.
+    /// Shortens the gradient to `max_norm` where it is longer, and returns the norm it had; infinite where f16 overflowed.
     ///
     /// ```rhai
     /// let norm = opt.clip_grad_norm(1.0);
@@ -126,6 +130,15 @@ mod methods {
     pub fn show_parameters(parameters: &mut Parameters) -> String {
         format!("Parameters({} values)", parameters.model().trainable_parameters())
     }
+}
+
+/// Why a step changed nothing.
+fn left_out(step: &Skipped) -> String {
+    let Skipped { scale, next_scale, skipped } = step;
+    format!(
+        "a step was left out: its gradients overflowed in f16 with the loss scaled by {scale}, from now on by \
+         {next_scale}; left out so far: {skipped}"
+    )
 }
 
 pub(super) fn register(engine: &mut Engine) {

@@ -7,7 +7,7 @@ use rhai::{Array, Engine, Map, NativeCallContext};
 
 use crate::io;
 use crate::options;
-use crate::script::Failure;
+use crate::script::{Failure, Host};
 use crate::train::{Beat, Pace};
 
 use super::text::{show_clock, show_scientific, show_thousands};
@@ -34,7 +34,8 @@ mod functions {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn log(context: NativeCallContext<'_>, row: Map) -> Answer<()> {
-        host(&context)?.log_metrics(&row).map_err(|error| error.at(&context).into())
+        let host = host(&context)?;
+        host.log_metrics(&with_skipped_steps(&host, row)).map_err(|error| error.at(&context).into())
     }
 
     /// Returns the folder of this run.
@@ -117,7 +118,7 @@ mod functions {
         let tokens = row.get("tokens").and_then(|tokens| tokens.as_int().ok()).unwrap_or(0);
         let tokens = count(&context, "`tokens`", tokens)?;
         let beat = lock(&session).get_or_insert_with(|| Pace::start(0)).step(tokens as u64);
-        let mut row = row;
+        let mut row = with_skipped_steps(&session.host, row);
         row.insert("tokens_per_second".into(), Dynamic::from(beat.tokens_per_second));
         session.host.log_metrics(&row).map_err(|error| error.at(&context))?;
         let total = (beat.total > 0).then_some(beat.total);
@@ -180,6 +181,19 @@ mod functions {
         let shown = full.strip_prefix(host.shell()).unwrap_or(&full);
         Ok(shown.display().to_string())
     }
+}
+
+/// The row with the number of optimizer steps left out, where there are any. In the row after such a step, numbers that are
+/// not finite stand for its gradients, which is said by that number: they are not kept.
+fn with_skipped_steps(host: &Host, mut row: Map) -> Map {
+    let (skipped, is_new) = host.models().skipped_steps();
+    if is_new {
+        row.retain(|_, value| value.as_float().map_or(true, f64::is_finite));
+    }
+    if skipped > 0 {
+        row.insert("skipped_steps".into(), Dynamic::from(skipped as i64));
+    }
+    row
 }
 
 fn lock(session: &Session) -> MutexGuard<'_, Option<Pace>> {

@@ -16,6 +16,9 @@ use crate::tiny;
 /// The cases `make/parity.py` writes.
 pub const CASES: [&str; 7] = ["untied", "window", "tied", "rslora", "q_and_v", "texts", "nf4"];
 
+/// Cases of other ranks: logits, log-probabilities, loss and gradients alone.
+pub const RANKS: [&str; 3] = ["r8", "r16", "r64"];
+
 pub type Tensors = HashMap<String, Vec<f32>>;
 
 #[derive(Clone, Deserialize)]
@@ -44,6 +47,20 @@ pub struct Facts {
     pub warmup: usize,
     pub total: usize,
     pub peak: f64,
+}
+
+/// How far transformers, peft and torch in bf16 are from what they compute in f32 (`make/parity.py` says how they ran).
+#[derive(Deserialize)]
+pub struct Bf16 {
+    /// Relative Frobenius error.
+    pub logits: f64,
+    /// Of the greatest difference.
+    pub logits_max: f64,
+    pub logp: f64,
+    /// Of all gradients as one vector.
+    pub gradient: f64,
+    /// Of each: relative Frobenius error, one minus the cosine.
+    pub gradients: HashMap<String, (f64, f64)>,
 }
 
 /// `tests/fixtures/parity` under `UNSLOTHIFY_TEST_ROOT`, which a test binary carried to another machine needs, or in the
@@ -127,6 +144,11 @@ impl Case {
         tokenizer["model"]["byte_fallback"] = false.into();
         std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
         Self { name, facts, expected: tensors(&at.join("expected.safetensors")), folder }
+    }
+
+    pub fn bf16(&self) -> Bf16 {
+        let path = root().join(self.name).join("bf16.json");
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
     }
 
     pub fn checkpoint(&self) -> Checkpoint {

@@ -3,7 +3,7 @@
 use unslothify::engine::{AdapterTensor, Engine, LoraConfig, MODULES, Mode};
 use unslothify::kernels::{AdamWStep, Backend, Cpu, Reference};
 
-use super::fixture::{CASES, Case, Rows, Text, Worst, compare, frobenius_error, put_adapter};
+use super::fixture::{CASES, Case, RANKS, Rows, Text, Worst, compare, frobenius_error, put_adapter};
 
 const GRADIENTS: f64 = 1e-5;
 
@@ -25,7 +25,7 @@ fn flatten(tensors: &[AdapterTensor]) -> Vec<f32> {
 
 fn check<B: Backend>(backend: impl Fn() -> B) {
     let mut all = Worst::default();
-    for name in CASES {
+    for name in CASES.into_iter().chain(RANKS) {
         let case = Case::open(name);
         let worst = compare(&case, "gradient", &of_first_batch(&mut case.engine(backend()), &case));
         all.see(format!("{name} {}", worst.at), worst.error);
