@@ -250,9 +250,10 @@ impl Model {
         self.runner().plan_for(tokens)
     }
 
-    /// The most bytes that were on the device since the plan was made, where the device counts them.
-    pub fn peak_bytes(&self) -> Result<Option<usize>> {
-        self.runner().peak_bytes()
+    /// Bytes on the device at the worst moment, as predicted and as they were since; `None` without a plan, or where the
+    /// device counts none.
+    pub fn memory(&self) -> Result<Option<(usize, usize)>> {
+        self.runner().memory()
     }
 
     pub(super) fn adapter(&self) -> u64 {

@@ -30,8 +30,9 @@ pub(super) trait Runner: Send {
     fn plan_for(&mut self, tokens: usize) -> Result<Plan>;
     /// Tokens a step's micro-batches may be merged to; `None` where memory is the process's own.
     fn room(&self) -> Result<Option<usize>>;
-    /// The most bytes that were on the device since the plan was made, where it counts them.
-    fn peak_bytes(&self) -> Result<Option<usize>>;
+    /// Bytes on the device at the worst moment, as predicted and as they were since, where it counts them and there is a
+    /// plan.
+    fn memory(&self) -> Result<Option<(usize, usize)>>;
 
     fn forward(&mut self, batch: &Batch<'_>, mode: Mode, normalizer: f64) -> Result<f64>;
     fn backward(&mut self, upstream: f64) -> Result<()>;
@@ -104,8 +105,9 @@ impl<B: Backend> Runner for Engine<B> {
         Ok(Engine::room(self)?)
     }
 
-    fn peak_bytes(&self) -> Result<Option<usize>> {
-        Ok(Engine::peak_bytes(self)?)
+    fn memory(&self) -> Result<Option<(usize, usize)>> {
+        let predicted = Engine::plan(self).and_then(Plan::peak);
+        Ok(predicted.zip(Engine::peak_bytes(self)?))
     }
 
     fn forward(&mut self, batch: &Batch<'_>, mode: Mode, normalizer: f64) -> Result<f64> {

@@ -154,6 +154,22 @@ mod methods {
         Ok(plan.to_string())
     }
 
+    /// Returns the bytes on the device at the worst moment, `predicted` by the plan and `peak` as measured since, or `()`
+    /// where the device counts none.
+    ///
+    /// ```rhai
+    /// let memory = model.memory();
+    /// if memory != () { print(memory.peak); }
+    /// ```
+    #[rhai_fn(name = "memory", pure, return_raw)]
+    pub fn memory(context: NativeCallContext<'_>, model: &mut Model) -> Answer<Dynamic> {
+        let found = model.memory().map_err(|error| train_failure(&context, &error))?;
+        Ok(found.map_or(Dynamic::UNIT, |(predicted, peak)| {
+            let entries = [("predicted", predicted), ("peak", peak)];
+            Dynamic::from_map(entries.map(|(name, bytes)| (name.into(), (bytes as i64).into())).into_iter().collect())
+        }))
+    }
+
     /// Returns the steps of epoch `number` (0-based), each made when the loop comes to it.
     ///
     /// ```rhai
