@@ -54,6 +54,8 @@ pub struct Engine<B: Backend> {
     pub(super) kept: Kept<B>,
     pub(super) memory: Memory,
     pub(super) plan: Option<Plan>,
+    /// The peak of the last plan there was.
+    pub(super) predicted: Option<usize>,
     /// The gradient at the last layer's output while a pass waits for its backward.
     pub(super) dx: B::Act,
     pending: Option<B::Segments>,
@@ -86,6 +88,7 @@ impl<B: Backend> Engine<B> {
             kept: Kept::new(),
             memory: options.memory,
             plan: None,
+            predicted: None,
             dx: backend.act(),
             pending: None,
             net: Net::load(backend, checkpoint, options, cancel)?,
@@ -115,9 +118,9 @@ impl<B: Backend> Engine<B> {
     /// Adds an adapter: A uniform within ±1/sqrt(in), B zero, so the model answers as before.
     pub fn add_lora(&mut self, config: &LoraConfig) -> Result<()> {
         self.free_for_adapter()?;
+        self.forget_plan()?; // ranks and the lowest layer change, and the adapter needs room
         self.net.lora = Some(Lora::new(&*self.net.backend, &self.net.config, config.clone())?);
         self.net.adapter_enabled = true;
-        self.plan = None; // ranks and the lowest layer have changed
         Ok(())
     }
 
@@ -135,7 +138,11 @@ impl<B: Backend> Engine<B> {
     /// Takes the adapter off; false when there was none.
     pub fn remove_lora(&mut self) -> Result<bool> {
         self.free_for_change()?;
-        Ok(self.net.lora.take().is_some())
+        if self.net.lora.take().is_none() {
+            return Ok(false);
+        }
+        self.forget_plan()?;
+        Ok(true)
     }
 
     /// Computes with (true) or without the adapter until told otherwise; returns how it was.

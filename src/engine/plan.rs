@@ -124,7 +124,9 @@ impl Plan {
     }
 
     fn least(sizes: &Sizes, tokens: usize, offload: bool, tile: Option<usize>) -> Self {
-        let levels = vec![Level::Input; sizes.layers];
+        // below the lowest adapter nothing is kept and nothing computed again
+        let mut levels = vec![Level::All; sizes.lowest.min(sizes.layers)];
+        levels.resize(sizes.layers, Level::Input);
         Self { tokens, levels, offload, tile, items: Vec::new(), used: None }.counted(sizes)
     }
 
@@ -253,11 +255,6 @@ impl Plan {
         let last = self.levels.len().saturating_sub(1);
         let again = self.levels[..last].iter().filter(|&&level| level != Level::All).count();
         again + usize::from(self.tile.is_some())
-    }
-
-    /// Bytes of the computer's memory that layer inputs take.
-    pub fn host_bytes(&self, hidden: usize, act: usize) -> usize {
-        if self.offload { self.tokens * hidden * act * self.levels.len() } else { 0 }
     }
 
     fn counted(mut self, sizes: &Sizes) -> Self {

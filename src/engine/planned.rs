@@ -1,5 +1,7 @@
 //! The plan of an engine's training passes: when it is made, and the buffers it sizes.
 
+use std::sync::Arc;
+
 use crate::kernels::Backend;
 
 use super::head::HeadWork;
@@ -11,6 +13,10 @@ use super::{Engine, Result};
 /// Tokens beyond which a pass is no faster per token, and those the lean mode is content with.
 const ROOM: usize = 4096;
 const LEAN_ROOM: usize = 1024;
+/// The rank of an adapter that is not there yet, and the bytes of one of its values: parameter, gradient, a copy in 16 bits
+/// and the optimizer's 8-bit moments.
+const USUAL_RANK: usize = 16;
+const ADAPTER_BYTES: usize = 12;
 
 impl<B: Backend> Engine<B> {
     /// Plans for training passes of up to `tokens` tokens and sizes every buffer; a plan for more tokens stays.
@@ -30,18 +36,39 @@ impl<B: Backend> Engine<B> {
 
     /// Tokens a pass should have at most, on a device with memory of its own: more would not make it busier. `None` where
     /// memory is the process's own.
-    pub fn room(&self) -> Result<Option<usize>> {
+    ///
+    /// Without an adapter it counts one of rank 16 on all linears. A plan that no pass is waiting for is given up.
+    pub fn room(&mut self) -> Result<Option<usize>> {
+        if self.net.backend.memory()?.is_none() {
+            return Ok(None);
+        }
+        if !self.is_pending() {
+            self.forget_plan()?;
+            self.net.backend.settle_memory()?;
+        }
         let backend = &*self.net.backend;
         let Some(memory) = backend.memory()? else { return Ok(None) };
+        let mut sizes = self.sizes();
+        let mut adapter = 0;
+        if self.net.lora.is_none() {
+            (sizes.lowest, sizes.ranks) = (0, [3, 1, 2, 1].map(|parts| parts * USUAL_RANK));
+            // in and out of q, k and v, o, gate and up, down
+            let ends = 10 * sizes.hidden + sizes.qkv + sizes.queries + 3 * sizes.wide;
+            adapter = USUAL_RANK * ends * sizes.layers * ADAPTER_BYTES;
+        }
+        let used = memory.total - memory.free + adapter;
+        let free = memory.free.saturating_sub(adapter);
         let mut tokens = if self.memory == Memory::Lean { LEAN_ROOM } else { ROOM };
-        let fits = |tokens| {
-            let bytes = Some((memory.total - memory.free, memory.free));
-            Plan::choose(&self.sizes(), tokens, self.memory, bytes, backend.has_host()).is_ok()
-        };
+        let fits = |tokens| Plan::choose(&sizes, tokens, self.memory, Some((used, free)), backend.has_host()).is_ok();
         while tokens > 1 && !fits(tokens) {
             tokens /= 2;
         }
         Ok(Some(tokens))
+    }
+
+    /// The bytes at the worst moment of a training pass that the last plan predicted, if the device counts them.
+    pub fn predicted_bytes(&self) -> Option<usize> {
+        self.predicted
     }
 
     /// The most bytes that were on the device since the plan was made, where it counts them.
@@ -95,24 +122,35 @@ impl<B: Backend> Engine<B> {
             return Ok(());
         }
         let sizes = self.sizes();
-        let device = std::sync::Arc::clone(&self.net.backend);
+        let device = Arc::clone(&self.net.backend);
         let backend = &*device;
         // what earlier passes took is given back first, so that the device's own count is of what stays
+        self.forget_plan()?;
+        if let Some(lora) = &self.net.lora {
+            backend.settle_full(&lora.params)?;
+        }
+        backend.settle_memory()?;
+        backend.reset_peak()?;
+        let device = backend.memory()?;
+        let bytes = device.map(|memory| (memory.total - memory.free, memory.free));
+        let plan = Plan::choose(&sizes, tokens, self.memory, bytes, backend.has_host())?;
+        self.take_plan(plan, &sizes, device.is_some())
+    }
+
+    /// Gives back what passes took; the next one makes a plan again.
+    pub(super) fn forget_plan(&mut self) -> Result<()> {
+        let device = Arc::clone(&self.net.backend);
+        let backend = &*device;
         self.plan = None;
         self.held = None;
+        // a copy may still be reading what is dropped here
+        backend.settle_memory()?;
         self.work = Work::new(backend)?;
         self.head_work = HeadWork::new(backend)?;
         self.scratch = Saved::new(backend)?;
         self.kept = Kept::new();
         self.dx = backend.act();
-        if let Some(lora) = &self.net.lora {
-            backend.settle_full(&lora.params)?;
-        }
-        backend.settle_memory()?;
-        let device = backend.memory()?;
-        let bytes = device.map(|memory| (memory.total - memory.free, memory.free));
-        let plan = Plan::choose(&sizes, tokens, self.memory, bytes, backend.has_host())?;
-        self.take_plan(plan, &sizes, device.is_some())
+        Ok(())
     }
 
     /// Follows `plan` from now on.
@@ -137,6 +175,7 @@ impl<B: Backend> Engine<B> {
             self.scratch.reserve(backend, sizes, &plan, Level::All)?;
             self.head_work.reserve(backend, head_rows, hidden)?;
         }
+        self.predicted = plan.peak();
         self.plan = Some(plan);
         Ok(())
     }

@@ -27,9 +27,11 @@ impl<B: Backend> Engine<B> {
         }
         let sizes = self.sizes();
         self.plan = Some(Plan::everything(&sizes, batch.ids.len()));
-        self.kept.prepare(&*self.net.backend, &sizes, &Plan::everything(&sizes, batch.ids.len()), false)?;
-        self.forward_saving(batch)?;
+        let plan = Plan::everything(&sizes, batch.ids.len());
+        let ready = self.kept.prepare(&*self.net.backend, &sizes, &plan, false);
+        let done = ready.and_then(|()| self.forward_saving(batch));
         self.plan = None;
+        done?;
         let (b, eps) = (&*self.net.backend, self.net.config.rms_norm_eps);
         let (mut made, mut rstd, mut all) = (b.act(), b.full(0)?, Vec::new());
         let saved = self.kept.layers();

@@ -14,11 +14,7 @@ pub const ROOM_SIXTEEN_BIT: u64 = 20 << 30;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
     Cpu,
-    Gpu {
-        free_bytes: u64,
-        /// Whether it can train in what it computes in.
-        can_train: bool,
-    },
+    Gpu { free_bytes: u64 },
 }
 
 /// All that the choice depends on.
@@ -52,7 +48,6 @@ pub enum Why {
     NoRoom {
         free_bytes: u64,
     },
-    CannotTrain,
     Offline(&'static str),
     NoHub,
 }
@@ -60,10 +55,7 @@ pub enum Why {
 /// On a GPU with enough free memory Mistral-7B-v0.3, from the cache (4 bits first) or else from the hub; the built-in
 /// base everywhere else.
 pub fn choose(situation: &Situation) -> Choice {
-    let Room::Gpu { free_bytes, can_train } = situation.room else { return Choice::Builtin(Why::Cpu) };
-    if !can_train {
-        return Choice::Builtin(Why::CannotTrain);
-    }
+    let Room::Gpu { free_bytes } = situation.room else { return Choice::Builtin(Why::Cpu) };
     if free_bytes < ROOM_FOUR_BIT {
         return Choice::Builtin(Why::NoRoom { free_bytes });
     }
@@ -88,7 +80,6 @@ impl Why {
                 gib(ROOM_FOUR_BIT),
                 gib(free_bytes)
             ),
-            Self::CannotTrain => "this GPU has no bf16, and training in f16 is not there yet".to_owned(),
             Self::Offline(variable) => {
                 format!("Mistral-7B is not in the cache and {variable} forbids fetching it ({FOUR_BIT}, 4.1 GB)")
             }
@@ -101,7 +92,7 @@ impl Why {
 mod tests {
     use super::*;
 
-    const GPU: Room = Room::Gpu { free_bytes: 78 << 30, can_train: true };
+    const GPU: Room = Room::Gpu { free_bytes: 78 << 30 };
     const EMPTY: Situation = Situation {
         room: GPU,
         load_in_4bit: true,
@@ -129,21 +120,20 @@ mod tests {
     }
 
     #[test]
-    fn a_cpu_a_full_gpu_and_one_that_cannot_train_take_the_built_in_base() {
+    fn a_cpu_and_a_full_gpu_take_the_built_in_base() {
         let both = Situation { has_four_bit: true, has_sixteen_bit: true, ..EMPTY };
         assert_eq!(choose(&Situation { room: Room::Cpu, ..both }), Choice::Builtin(Why::Cpu));
-        let with = |free_bytes, can_train| Situation { room: Room::Gpu { free_bytes, can_train }, ..both };
+        let with = |free_bytes| Situation { room: Room::Gpu { free_bytes }, ..both };
         let short = ROOM_FOUR_BIT - 1;
-        assert_eq!(choose(&with(short, true)), Choice::Builtin(Why::NoRoom { free_bytes: short }));
-        assert_eq!(choose(&with(ROOM_FOUR_BIT, true)), Choice::Cached(FOUR_BIT));
-        assert_eq!(choose(&with(78 << 30, false)), Choice::Builtin(Why::CannotTrain));
+        assert_eq!(choose(&with(short)), Choice::Builtin(Why::NoRoom { free_bytes: short }));
+        assert_eq!(choose(&with(ROOM_FOUR_BIT)), Choice::Cached(FOUR_BIT));
     }
 
     #[test]
     fn sixteen_bits_that_stay_sixteen_want_their_room() {
         let kept = Situation { load_in_4bit: false, has_sixteen_bit: true, ..EMPTY };
         assert_eq!(choose(&kept), Choice::Cached(SIXTEEN_BIT));
-        let small = Room::Gpu { free_bytes: ROOM_SIXTEEN_BIT - 1, can_train: true };
+        let small = Room::Gpu { free_bytes: ROOM_SIXTEEN_BIT - 1 };
         assert_eq!(choose(&Situation { room: small, ..kept }), Choice::Fetch(FOUR_BIT));
         assert_eq!(choose(&Situation { room: small, load_in_4bit: true, ..kept }), Choice::Cached(SIXTEEN_BIT));
     }

@@ -148,7 +148,11 @@ pub trait Backend: Send + Sync + Debug + 'static {
     fn memory(&self) -> Result<Option<DeviceMemory>> {
         Ok(None)
     }
-    /// The most bytes of `memory().total` that were taken since `settle_memory`, others' included.
+    /// Starts counting `peak_bytes` anew.
+    fn reset_peak(&self) -> Result<()> {
+        Ok(())
+    }
+    /// The most bytes of `memory().total` that were taken since `reset_peak`: others' as they are now.
     fn peak_bytes(&self) -> Result<Option<usize>> {
         Ok(None)
     }

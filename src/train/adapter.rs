@@ -49,7 +49,7 @@ impl Model {
             self.set_adapter_tensor(tensor.layer, tensor.module, tensor.matrix, &tensor.values)
         };
         if let Err(error) = tensors.iter().try_for_each(put) {
-            self.unload_adapter()?;
+            let _ = self.unload_adapter();
             return Err(error);
         }
         Ok(LoadedAdapter { dir: dir.to_owned(), tensors: tensors.len(), base })

@@ -170,11 +170,9 @@ impl Chosen {
     fn room(&self) -> hub::Room {
         match self {
             Self::Cpu { .. } | Self::Reference => hub::Room::Cpu,
-            Self::Cuda(gpu, _) => hub::Room::Gpu {
-                free_bytes: gpu.device().memory().map_or(0, |(free, _)| free as u64),
-                // f16 trains with a scaled loss
-                can_train: true,
-            },
+            Self::Cuda(gpu, _) => {
+                hub::Room::Gpu { free_bytes: gpu.device().memory().map_or(0, |(free, _)| free as u64) }
+            }
         }
     }
 }
@@ -204,7 +202,8 @@ fn choose(settings: &LoadSettings) -> Result<Chosen> {
         Device::Auto { threads } if !Cuda::is_driver_there() => on_cpu(threads, None),
         Device::Auto { threads } => match gpu(0) {
             Ok(chosen) => Ok(chosen),
-            Err(error) => on_cpu(threads, Some(format!("computing on the CPU, because {error}"))),
+            // what the CPU cannot do either is told with the GPU's reason
+            Err(error) => on_cpu(threads, Some(format!("computing on the CPU, because {error}"))).or(Err(error)),
         },
     }
 }
@@ -241,9 +240,6 @@ const UNKNOWN_MEMORY: u64 = 2 << 30;
 
 impl Unpacked {
     fn new(config: &ModelConfig, settings: &LoadSettings) -> Self {
-        if settings.device == Device::Reference {
-            return Self { wanted: 0, limit: 0 };
-        }
         let of =
             |name: String| config.shape(&name).unwrap_or_default().iter().map(|size| *size as u64).product::<u64>();
         let linears = config.tensor_names().filter(|name| name.ends_with("_proj.weight")).map(of).sum::<u64>();

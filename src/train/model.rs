@@ -250,8 +250,8 @@ impl Model {
         self.runner().plan_for(tokens)
     }
 
-    /// Bytes on the device at the worst moment, as predicted and as they were since; `None` without a plan, or where the
-    /// device counts none.
+    /// Bytes on the device at the worst moment: of a training pass as the last plan predicted, and of everything since as
+    /// measured, evaluation and generation included. `None` before a plan, or where the device counts none.
     pub fn memory(&self) -> Result<Option<(usize, usize)>> {
         self.runner().memory()
     }

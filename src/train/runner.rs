@@ -29,7 +29,7 @@ pub(super) trait Runner: Send {
 
     fn plan_for(&mut self, tokens: usize) -> Result<Plan>;
     /// Tokens a step's micro-batches may be merged to; `None` where memory is the process's own.
-    fn room(&self) -> Result<Option<usize>>;
+    fn room(&mut self) -> Result<Option<usize>>;
     /// Bytes on the device at the worst moment, as predicted and as they were since, where it counts them and there is a
     /// plan.
     fn memory(&self) -> Result<Option<(usize, usize)>>;
@@ -101,13 +101,13 @@ impl<B: Backend> Runner for Engine<B> {
         Ok(Engine::plan_for(self, tokens)?.clone())
     }
 
-    fn room(&self) -> Result<Option<usize>> {
+    fn room(&mut self) -> Result<Option<usize>> {
         Ok(Engine::room(self)?)
     }
 
     fn memory(&self) -> Result<Option<(usize, usize)>> {
-        let predicted = Engine::plan(self).and_then(Plan::peak);
-        Ok(predicted.zip(Engine::peak_bytes(self)?))
+        let Some(predicted) = self.predicted_bytes() else { return Ok(None) };
+        Ok(Engine::peak_bytes(self)?.map(|peak| (predicted, peak)))
     }
 
     fn forward(&mut self, batch: &Batch<'_>, mode: Mode, normalizer: f64) -> Result<f64> {

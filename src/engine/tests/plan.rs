@@ -226,3 +226,28 @@ fn gpu_plans_give_the_same_gradient() {
     let cpu = gradients(Cpu::new(Some(1)), &lora(&MODULES), |_| ());
     assert!(distance(&all, &cpu) < 1e-4, "{}", distance(&all, &cpu));
 }
+
+#[test]
+fn another_adapter_ends_the_plan_and_keeps_its_prediction() {
+    let config = lora(&MODULES);
+    let mut engine = engine(Cpu::new(Some(1)), SHAPE, &config);
+    let sizes = engine.sizes();
+    engine.take_plan(Plan { used: Some(5), ..Plan::everything(&sizes, 13) }, &sizes, false).unwrap();
+    let predicted = engine.predicted_bytes();
+    assert!(predicted.is_some_and(|bytes| bytes > 5));
+    engine.forward(&texts().batch(), Mode::Train, 4.0).unwrap();
+    engine.backward(1.0).unwrap();
+    assert!(engine.remove_lora().unwrap());
+    assert!(engine.plan().is_none() && engine.kept.layers().is_empty(), "its buffers are given back");
+    engine.add_lora(&LoraConfig { r: 5, ..config }).unwrap();
+    engine.forward(&texts().batch(), Mode::Train, 4.0).unwrap();
+    engine.backward(1.0).unwrap();
+    assert_eq!(engine.plan().map(|plan| plan.tokens), Some(13));
+}
+
+#[test]
+fn layers_without_a_backward_are_not_called_computed_twice() {
+    let sizes = Sizes { lowest: 28, ..MISTRAL };
+    let plan = Plan::choose(&sizes, 4096, Memory::Lean, Some((BASE, 70 * GB)), true).unwrap();
+    assert_eq!(plan.computed_twice(), 4, "three below the last, and the last one's MLP in tiles");
+}

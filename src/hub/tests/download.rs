@@ -381,7 +381,7 @@ fn no_network_says_what_can_be_done() {
 #[test]
 fn auto_falls_back_to_the_built_in_base_and_says_so() {
     let mut place = Place::new();
-    let gpu = Room::Gpu { free_bytes: 78 << 30, can_train: true };
+    let gpu = Room::Gpu { free_bytes: 78 << 30 };
     let auto = |place: &Place, room| {
         let (places, heard) = (place.places(), Heard::default());
         let access = Access { pause: Duration::from_millis(1), ..Access::new(&places, &heard, &heard.stop) };

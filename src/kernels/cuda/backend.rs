@@ -51,8 +51,12 @@ impl Backend for Cuda {
         Ok(Some(DeviceMemory { free, total }))
     }
 
+    fn reset_peak(&self) -> Result<()> {
+        self.device.reset_peak()
+    }
+
     fn peak_bytes(&self) -> Result<Option<usize>> {
-        self.device.peak_taken().map(Some)
+        self.device.peak_taken()
     }
 
     fn value_bytes(&self) -> (usize, usize) {

@@ -1,6 +1,7 @@
 //! One GPU: its stream, its memory, and the compiled kernels.
 //!
-//! One stream, so that everything happens in the order it was asked for and no event is needed between two operations.
+//! One stream for the computation, so that everything happens in the order it was asked for and no event is needed between
+//! two operations; copies to and from the computer's memory have another (host.rs).
 //! Memory comes from the driver's pool, which is told to keep what it has: giving it back at each wait costs 130 times
 //! more.
 #![expect(unsafe_code, reason = "calls the CUDA driver")]

@@ -19,16 +19,23 @@ impl Device {
         get(self.context(), Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
     }
 
-    /// The most bytes of the card that were taken at once since `reset_peak`, whoever took them.
-    pub(super) fn peak_taken(&self) -> Result<usize> {
+    /// The most bytes of the card that were taken at once since `reset_peak`: this pool's peak and others' bytes as they are
+    /// now. `None` where the driver has no pools.
+    pub(super) fn peak_taken(&self) -> Result<Option<usize>> {
+        if !self.context().has_async_alloc() {
+            return Ok(None);
+        }
         let (free, total) = self.memory()?;
         let reserved = get(self.context(), Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
         let high = get(self.context(), Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH)?;
-        Ok(total - free + high.saturating_sub(reserved))
+        Ok(Some(total - free + high.saturating_sub(reserved)))
     }
 
     /// Starts counting both peaks anew.
     pub fn reset_peak(&self) -> Result<()> {
+        if !self.context().has_async_alloc() {
+            return Ok(());
+        }
         for attribute in [Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH] {
             set(self.context(), attribute, 0)?;
         }

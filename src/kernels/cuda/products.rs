@@ -45,7 +45,6 @@ impl Cuda {
             *scratch = Buffer::default();
             *scratch = self.device.alloc("weight", bytes)?;
         }
-        self.device.trim()?;
-        self.device.reset_peak()
+        self.device.trim()
     }
 }

@@ -154,8 +154,8 @@ mod methods {
         Ok(plan.to_string())
     }
 
-    /// Returns the bytes on the device at the worst moment, `predicted` by the plan and `peak` as measured since, or `()`
-    /// where the device counts none.
+    /// Returns the bytes on the device at the worst moment, or `()` where the device counts none: `predicted` by the plan for
+    /// training, `peak` as measured since, evaluation and generation included.
     ///
     /// ```rhai
     /// let memory = model.memory();

@@ -132,8 +132,8 @@ fn short_of_memory(id: &str, model: &Model) -> String {
 }
 
 fn dtype(context: &NativeCallContext<'_>, name: &str) -> Answer<Dtype> {
-    let all = [Dtype::Bf16, Dtype::F16, Dtype::F32];
-    let found = all.into_iter().find(|dtype| dtype.name() == name);
+    let all = [(Dtype::Bf16, "bfloat16"), (Dtype::F16, "float16"), (Dtype::F32, "float32")];
+    let found = all.into_iter().find(|(dtype, torch)| [dtype.name(), torch].contains(&name)).map(|(dtype, _)| dtype);
     found.ok_or_else(|| LoadTable::SCHEMA.wrong("dtype", "must be \"bf16\", \"f16\" or \"f32\"", context))
 }
 

@@ -61,6 +61,7 @@ impl<B: Backend> Backend for Counting<B> {
     delegate! {
         name() -> &'static str;
         memory() -> Result<Option<DeviceMemory>>;
+        reset_peak() -> Result<()>;
         peak_bytes() -> Result<Option<usize>>;
         value_bytes() -> (usize, usize);
         settle_memory() -> Result<()>;
