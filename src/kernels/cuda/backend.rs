@@ -47,8 +47,7 @@ impl Backend for Cuda {
     }
 
     fn memory(&self) -> Result<Option<DeviceMemory>> {
-        let (free, total) = self.device.memory()?;
-        Ok(Some(DeviceMemory { free, total }))
+        self.device.memory().map(|(free, total)| Some(DeviceMemory { free, total }))
     }
 
     fn reset_peak(&self) -> Result<()> {
@@ -143,8 +142,7 @@ impl Backend for Cuda {
 
     fn zero_act(&self, act: &mut Act, rows: usize, cols: usize) -> Result<()> {
         act.fit(&self.device, rows, cols)?;
-        let bytes = act.bytes();
-        self.device.zero("zero_act", &mut act.buffer, bytes)
+        act.clear(&self.device)
     }
 
     fn head_rows(&self, vocabulary: usize) -> usize {
